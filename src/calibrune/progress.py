@@ -1,0 +1,38 @@
+"""Progress bars with the time left, on stderr; quiet where stderr is not a terminal, unless asked for."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_wanted: bool | None = None
+
+
+def show_progress(wanted: bool | None) -> None:
+    """True: always; False: never; None (the default): where stderr is a terminal."""
+    global _wanted
+    _wanted = wanted
+
+
+def track(items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield the items under a progress bar."""
+    with progress_bar(description, total=total if total is not None else _length(items), unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def progress_bar(description: str, *, total: int | None = None, unit: str = "it") -> "tqdm[None]":
+    """A bar to be updated by hand: `bar.update(n)`."""
+    terminal = sys.stderr.isatty()
+    shown = terminal if _wanted is None else _wanted
+    # a log file gets a line every ten seconds, not ten a second
+    pace = 0.1 if terminal else 10.0
+    return tqdm(desc=description, total=total, unit=unit, disable=not shown, mininterval=pace, file=sys.stderr)
+
+
+def _length(items: Iterable[T]) -> int | None:
+    return len(items) if hasattr(items, "__len__") else None
