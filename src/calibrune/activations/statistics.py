@@ -1,0 +1,84 @@
+"""What a linear layer sees: running statistics of its inputs, gathered in one pass.
+
+Statistics add up. Each sequence's share is computed by itself and added in the order of the sequences, so how they were
+batched changes nothing beyond what the model's own arithmetic does to its activations.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Self, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+S = TypeVar("S", bound="InputStatistic")
+
+
+class InputStatistic(ABC):
+    """Watches the inputs of one linear layer, sequence by sequence."""
+
+    tokens: int
+    """Input vectors seen so far."""
+
+    @abstractmethod
+    def __init__(self, in_features: int, device: torch.device) -> None: ...
+
+    @abstractmethod
+    def update(self, x: Float[Tensor, "tokens in"]) -> None:
+        """Add the inputs of one sequence."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Add all that another statistic of the same layer has seen."""
+
+
+class InputNorm(InputStatistic):
+    """L2 norm of each input feature over the calibration tokens (the norm of X_j in Wanda, Sun et al., 2024)."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        # float64: the sum runs over up to millions of tokens, and the vector is short
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sum_of_squares = torch.zeros(in_features, dtype=dtype, device=device)
+        self.tokens = 0
+
+    def update(self, x: Float[Tensor, "tokens in"]) -> None:
+        # float32 before squaring: half precision overflows on massive activations
+        self._sum_of_squares += x.float().square().sum(dim=0)
+        self.tokens += len(x)
+
+    def merge(self, other: Self) -> None:
+        self._sum_of_squares += other._sum_of_squares
+        self.tokens += other.tokens
+
+    @property
+    def rms(self) -> Float[Tensor, "in"]:
+        """The norm divided by the square root of the tokens: calibration sets of two sizes compare. All 0 unseen."""
+        return (self._sum_of_squares / max(self.tokens, 1)).sqrt().float()
+
+
+class LayerStats:
+    """The statistics of one layer, by type: `stats[InputNorm].rms`."""
+
+    def __init__(self, kinds: Iterable[type[InputStatistic]], in_features: int, device: torch.device) -> None:
+        self._by_type = {kind: kind(in_features, device) for kind in kinds}
+
+    def __getitem__(self, kind: type[S]) -> S:
+        statistic = self._by_type.get(kind)
+        if not isinstance(statistic, kind):
+            collected = ", ".join(k.__name__ for k in self._by_type) or "none"
+            raise KeyError(f"{kind.__name__} was not collected (collected: {collected}); a pruner must list it in `requires`")
+        return statistic
+
+    def __iter__(self) -> "Iterable[InputStatistic]":
+        return iter(self._by_type.values())
+
+    def update(self, x: Float[Tensor, "tokens in"]) -> None:
+        """Add the inputs of one sequence to every statistic."""
+        for statistic in self._by_type.values():
+            statistic.update(x)
+
+    @property
+    def tokens(self) -> int | None:
+        """Input vectors seen; None where nothing was collected."""
+        return next((statistic.tokens for statistic in self._by_type.values()), None)

@@ -1,0 +1,127 @@
+"""The engine: a walk through the model's blocks, front to back, with the statistics of every layer's inputs.
+
+Pruning, allocating sparsity and measuring an error are each the body of a `for` over `stream_blocks`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from calibrune.activations.replay import Replay
+from calibrune.activations.statistics import InputStatistic, LayerStats
+from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
+from calibrune.progress import track
+
+Propagate = Literal["pruned", "dense"]
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a block at once, unless told otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """A prunable layer and what it saw."""
+
+    layer: PrunableLayer
+    stats: LayerStats
+    """Shared between layers that are called with the same input (q, k and v; gate and up)."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInputs:
+    """A decoder block, handed over when the statistics of all its layers are complete."""
+
+    block: DecoderBlock
+    layers: tuple[LayerInputs, ...]
+
+
+def stream_blocks(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch seq"] | None,
+    requires: Sequence[type[InputStatistic]],
+    *,
+    propagate: Propagate = "pruned",
+    batch_tokens: int = BATCH_TOKENS,
+    description: str = "blocks",
+) -> Iterator[BlockInputs]:
+    """Yield the decoder blocks front to back; the caller may change the weights of the block in its hands.
+
+    Statistics inside a block come from the block as it was before the caller changed it. With `propagate="pruned"` the
+    next block sees what the changed block makes of the calibration data (sequential pruning, as published); with
+    "dense" it sees what the unchanged one does, in a single pass.
+
+    Args:
+        input_ids: the calibration sequences; None where `requires` is empty, then nothing is run.
+        requires: the statistics to collect.
+        batch_tokens: tokens that go through a block at once; at least one whole sequence does.
+    """
+    blocks = decoder_blocks(model)
+    if not requires:
+        for block in track(blocks, description, unit="block"):
+            yield BlockInputs(block, tuple(LayerInputs(layer, _no_stats()) for layer in block.layers))
+        return
+    if input_ids is None:
+        raise ValueError("stream_blocks needs input_ids to collect " + ", ".join(kind.__name__ for kind in requires))
+    was_training = model.training
+    model.eval()
+    try:
+        yield from _stream(model, blocks, input_ids.to(model.device), requires, propagate, batch_tokens, description)
+    finally:
+        model.train(was_training)
+
+
+def _stream(
+    model: PreTrainedModel,
+    blocks: Sequence[DecoderBlock],
+    input_ids: Int[Tensor, "batch seq"],
+    requires: Sequence[type[InputStatistic]],
+    propagate: Propagate,
+    batch_tokens: int,
+    description: str,
+) -> Iterator[BlockInputs]:
+    replay = Replay(model, blocks, input_ids)
+    batches = input_ids.split(max(1, batch_tokens // input_ids.shape[1]))
+    # one buffer for the whole walk: each block's results overwrite what it was given
+    hidden: list[Tensor | None] = [None] * len(batches)
+
+    def run(index: int, hooks: dict[str, Callable[[Tensor], None]], *, keep: bool) -> None:
+        for i, batch in enumerate(batches):
+            result = replay.run(index, batch, hidden[i], hooks, stop_after=0 if keep else len(hooks))
+            if keep:
+                hidden[i] = result
+
+    for block in track(blocks, description, unit="block"):
+        stats = {
+            layer.name: LayerStats(requires, layer.in_features, layer.weight.device)
+            for layer in block.layers
+            if replay.shared_inputs[layer.name] == layer.name
+        }
+        hooks = {name: _add_by_sequence(layer_stats, input_ids.shape[1]) for name, layer_stats in stats.items()}
+        is_last = block is blocks[-1]
+        run(block.index, hooks, keep=propagate == "dense" and not is_last)
+        yield BlockInputs(
+            block, tuple(LayerInputs(layer, stats[replay.shared_inputs[layer.name]]) for layer in block.layers)
+        )
+        if propagate == "pruned" and not is_last:
+            run(block.index, {}, keep=True)
+
+
+def _add_by_sequence(stats: LayerStats, seq_len: int) -> Callable[[Tensor], None]:
+    """Add a batch of inputs sequence by sequence, so that sums do not depend on the batch."""
+
+    def add(x: Float[Tensor, "*batch in"]) -> None:
+        flat = x.reshape(-1, x.shape[-1])
+        # inputs that were routed (experts) have no whole sequences; they are added as they come
+        for sequence in flat.split(seq_len if len(flat) % seq_len == 0 else len(flat)):
+            stats.update(sequence)
+
+    return add
+
+
+def _no_stats() -> LayerStats:
+    return LayerStats((), 0, torch.device("cpu"))

@@ -1,0 +1,111 @@
+"""Random models of a few thousand weights, one of each kind that the tests need; and a tokenizer for them."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from calibrune.lm.loading import LanguageModel
+
+VOCAB = 96
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    ),
+    # blocks that take different masks and different rotary positions
+    "gemma3": Gemma3TextConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    ),
+    # weights stored [in, out]
+    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1),
+    # a decoder inside the body, learned positions with an offset
+    "opt": OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    ),
+}
+
+# experts in 3-D tensors
+FUSED_EXPERTS = MixtralConfig(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=4,
+    max_position_embeddings=128,
+)
+
+
+def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """A random model in float32, the same for the same seed; large enough weights to give inputs of unlike size."""
+    return from_config(CONFIGS[kind], seed)
+
+
+def from_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.2)
+    return model
+
+
+def tiny_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character of printable ASCII; 0 is BOS, 1 is EOS."""
+    characters = {chr(code): code - 30 for code in range(32, 126)}
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, **characters}, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def tiny_lm(kind: str = "llama", *, adds_bos: bool = False) -> LanguageModel:
+    return LanguageModel(tiny_model(kind), tiny_tokenizer(adds_bos=adds_bos), {"name": f"tiny-{kind}", "dtype": "float32"})
+
+
+def random_ids(n: int = 6, seq_len: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, VOCAB, (n, seq_len), generator=torch.Generator().manual_seed(seed))
