@@ -1,0 +1,58 @@
+"""How the sparsity is shared out over the layers: a pattern for every one, checked when made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from calibrune.errors import ConfigError
+from calibrune.lm.layout import PrunableLayer
+from calibrune.patterns import SparsityPattern
+from calibrune.pruners.masks import check_divisible
+
+MEAN_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class SparsityAllocation:
+    """A sparsity pattern for every prunable layer, by the layer's name."""
+
+    patterns: Mapping[str, SparsityPattern]
+
+    @classmethod
+    def of(
+        cls, layers: Sequence[PrunableLayer], patterns: Mapping[str, SparsityPattern], target: SparsityPattern
+    ) -> "SparsityAllocation":
+        """Check that the patterns fit the layers, and that their mean, weighted by size, is the target's sparsity.
+
+        Raises:
+            ConfigError: a layer without a pattern, N:M where M does not divide in_features, or a mean that is off.
+        """
+        for layer in layers:
+            if layer.name not in patterns:
+                raise ConfigError(f"the allocation has no pattern for {layer.name}")
+            try:
+                check_divisible(patterns[layer.name], layer.in_features)
+            except ConfigError as error:
+                raise ConfigError(f"{layer.name}: {error}") from None
+        weights = {layer.name: layer.out_features * layer.in_features for layer in layers}
+        mean = sum(weights[name] * patterns[name].sparsity for name in weights) / sum(weights.values())
+        if abs(mean - target.sparsity) > MEAN_TOLERANCE:
+            raise ConfigError(f"the allocation's mean sparsity is {mean:.4f}, but {target.sparsity:.4f} was asked for")
+        return cls(dict(patterns))
+
+    def __getitem__(self, layer_name: str) -> SparsityPattern:
+        return self.patterns[layer_name]
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Shares a target sparsity out over the layers. Implementations are frozen dataclasses."""
+
+    def allocate(
+        self, model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"] | None, target: SparsityPattern
+    ) -> SparsityAllocation:
+        """Give every prunable layer of the model its pattern."""

@@ -1,0 +1,70 @@
+"""Which weights stay: chosen by rank, so that exactly as many go as were asked for, ties or not.
+
+A mask is True where a weight **stays**, everywhere in this package.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrune.errors import ConfigError, RunError
+from calibrune.patterns import SemiStructured, SparsityPattern
+
+ComparisonGroup = Literal["row", "layer"]
+
+
+def keep_highest(
+    scores: Float[Tensor, "out in"], pattern: SparsityPattern, group: ComparisonGroup = "row"
+) -> Bool[Tensor, "out in"]:
+    """Keep the highest scores of each comparison group; of equal scores, the ones further left (then further up).
+
+    Exactly `pattern.n_pruned(group size)` weights of each group go; for N:M exactly M - N of each block.
+
+    Args:
+        scores: importance of each weight; only the order inside a group matters.
+        pattern: how many weights stay. N:M has groups of its own and ignores `group`.
+        group: the weights that compete with each other: one output row, or the whole layer.
+
+    Raises:
+        ConfigError: in_features is not a multiple of M.
+        RunError: a score is not a number.
+    """
+    if torch.isnan(scores).any():
+        raise RunError(
+            f"{int(torch.isnan(scores).sum())} of {scores.numel()} pruning scores are not a number: the weights or "
+            f"the activations hold NaN or infinity; check the model with `calibrune evaluate` in float32"
+        )
+    if isinstance(pattern, SemiStructured):
+        check_divisible(pattern, scores.shape[-1])
+        groups, n_keep = scores.reshape(-1, pattern.m), pattern.n
+    else:
+        groups = scores if group == "row" else scores.reshape(1, -1)
+        n_keep = groups.shape[-1] - pattern.n_pruned(groups.shape[-1])
+    return _highest_of_rows(groups, n_keep).reshape(scores.shape)
+
+
+def check_divisible(pattern: SparsityPattern, in_features: int) -> None:
+    """Raise `ConfigError` where an N:M pattern does not fit a layer's inputs."""
+    if isinstance(pattern, SemiStructured) and in_features % pattern.m:
+        raise ConfigError(
+            f"{pattern} sparsity needs layers whose in_features are divisible by {pattern.m}, got {in_features}; "
+            f"choose an M that divides it, or a percentage"
+        )
+
+
+def _highest_of_rows(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor, "out in"]:
+    if n_keep == rows.shape[-1]:
+        return torch.ones_like(rows, dtype=torch.bool)
+    # the n-th highest value by selection (several times faster than a sort) ...
+    threshold = rows.topk(n_keep, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    mask = rows > threshold
+    # ... and the places that are left go to the first of those that equal it
+    equal = rows == threshold
+    places = n_keep - mask.sum(dim=-1, keepdim=True)
+    crowded = (equal.sum(dim=-1, keepdim=True) > places).squeeze(-1)
+    if crowded.any():
+        few = equal[crowded]
+        equal[crowded] = few & (few.cumsum(dim=-1, dtype=torch.int32) <= places[crowded])
+    return mask | equal

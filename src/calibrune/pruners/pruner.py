@@ -1,0 +1,30 @@
+"""What a pruning method is: weight, statistics and pattern in; weight and mask out."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrune.activations.statistics import InputStatistic, LayerStats
+from calibrune.patterns import SparsityPattern
+
+
+class PrunedWeight(NamedTuple):
+    """What a pruner makes of a weight."""
+
+    weight: Float[Tensor, "out in"]
+    """The new weight, zero where `mask` is False."""
+    mask: Bool[Tensor, "out in"]
+    """True where a weight stays."""
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Prunes one linear layer. Implementations are frozen dataclasses: their fields are the method's settings."""
+
+    @property
+    def requires(self) -> tuple[type[InputStatistic], ...]:
+        """The statistics of the layer's inputs that `prune` reads; none: no calibration data is needed."""
+
+    def prune(self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern) -> PrunedWeight:
+        """Return the pruned weight; `weight` itself is left alone."""
