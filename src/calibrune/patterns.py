@@ -1,10 +1,12 @@
 """What sparsity is asked for: a fraction anywhere (`Unstructured`), or N of every M (`SemiStructured`).
 
-The field's code disagrees about whether N:M counts the weights that stay or those that go. Here N counts what **stays**.
+Published code disagrees about whether N:M counts the weights that stay or those that go. Here N counts what **stays**.
 """
 
 import re
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from calibrune.errors import ConfigError
 
@@ -17,14 +19,24 @@ class Unstructured:
     """Fraction of weights set to zero, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sparsity < 1.0:
-            raise ConfigError(f"sparsity must be in [0, 1), got {self.sparsity:g}; for one half write 50% or 0.5")
+        asked: Any = self.sparsity
+        if not _is_number(asked):
+            raise ConfigError(f"sparsity must be a number in [0, 1), got {asked!r}")
+        if not 0.0 <= asked < 1.0:
+            hint = _as_yaml_meant(asked) or "for one half write 50% or 0.5"
+            raise ConfigError(f"sparsity must be in [0, 1), got {asked:g}; {hint}")
+        # one type, and no -0.0: equal patterns are written alike, so that they have the same key in a record
+        object.__setattr__(self, "sparsity", float(asked) + 0.0)
 
     def __str__(self) -> str:
-        return f"{self.sparsity:.10g}"
+        """The shortest text that `parse_pattern` reads back as exactly this pattern."""
+        return repr(self.sparsity).removesuffix(".0")
 
     def n_pruned(self, group_size: int) -> int:
-        """How many of `group_size` weights go: rounded down, as everywhere in the field."""
+        """How many of `group_size` weights go: `int(sparsity * group_size)`, rounded down, as everywhere in the field.
+
+        The product is a floating-point one: of 100 weights, 29% is 28, for 0.29 * 100 is 28.999999999999996.
+        """
         return int(self.sparsity * group_size)
 
 
@@ -38,16 +50,22 @@ class SemiStructured:
     """Length of a block along the input features."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.n < self.m:
+        n: Any = self.n
+        m: Any = self.m
+        if not (_is_whole(n) and _is_whole(m) and 0 < n < m):
             raise ConfigError(
-                f"N:M sparsity needs 0 < N < M (N weights stay in every M), got {self.n}:{self.m}; try 2:4 or 4:8"
+                f"N:M sparsity needs whole numbers 0 < N < M (N weights stay in every M), got {n!r}:{m!r}; "
+                "try 2:4 or 4:8"
             )
+        object.__setattr__(self, "n", int(n))
+        object.__setattr__(self, "m", int(m))
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
 
     @property
     def sparsity(self) -> float:
+        """Fraction of weights set to zero."""
         return 1.0 - self.n / self.m
 
 
@@ -62,10 +80,26 @@ def parse_pattern(text: str | float | SparsityPattern) -> SparsityPattern:
     """
     if isinstance(text, Unstructured | SemiStructured):
         return text
-    text = str(text).strip()
-    if match := re.fullmatch(r"(\d+):(\d+)", text):
+    if not isinstance(text, str):
+        return Unstructured(text)
+    said = text.strip()
+    if match := re.fullmatch(r"(\d{1,6}):(\d{1,6})", said, re.ASCII):
         return SemiStructured(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"(-?\d+(?:\.\d*)?|-?\.\d+)(%?)", text):
+    if match := re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+))((?:[eE][+-]?\d+)?|\s*%)", said, re.ASCII):
         # through the decimal text, so that 29% is the same float as 0.29
-        return Unstructured(float(f"{match[1]}e-2") if match[2] else float(match[1]))
+        return Unstructured(float(f"{match[1]}e-2" if match[2].endswith("%") else said))
     raise ConfigError(f"cannot read {text!r} as a sparsity; write a percentage (60%), a fraction (0.6) or N:M (2:4)")
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
+def _is_whole(given: object) -> bool:
+    return isinstance(given, Integral) and not isinstance(given, bool)
+
+
+def _as_yaml_meant(number: Any) -> str | None:
+    """YAML 1.1 reads an unquoted 2:4 as two minutes and four seconds, 124."""
+    n, m = divmod(int(number), 60) if _is_whole(number) else (0, 0)
+    return f"if {n}:{m} was meant: in YAML it needs quotes, '{n}:{m}'" if 0 < n < m else None

@@ -1,8 +1,8 @@
 """Progress bars with the time left, on stderr; quiet where stderr is not a terminal, unless asked for."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sized
+from typing import Never, TypeVar
 
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, uni
             bar.update()
 
 
-def progress_bar(description: str, *, total: int | None = None, unit: str = "it") -> "tqdm[None]":
+def progress_bar(description: str, *, total: int | None = None, unit: str = "it") -> "tqdm[Never]":
     """A bar to be updated by hand: `bar.update(n)`."""
     terminal = sys.stderr.isatty()
     shown = terminal if _wanted is None else _wanted
@@ -35,4 +35,4 @@ def progress_bar(description: str, *, total: int | None = None, unit: str = "it"
 
 
 def _length(items: Iterable[T]) -> int | None:
-    return len(items) if hasattr(items, "__len__") else None
+    return len(items) if isinstance(items, Sized) else None

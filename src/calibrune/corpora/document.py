@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class Document:
+    """A text and its stable name; where a model wrote it, also its tokens and how likely they were."""
+
     text: str
     id: str
     """Stable across runs: the file and line, the hub row, or the prompt and draw."""

@@ -6,6 +6,8 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
+    """One measured number: its uncertainty, its items, and how it was measured."""
+
     metric: str
     """What was measured: "perplexity", ..."""
     value: float
