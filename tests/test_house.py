@@ -21,7 +21,7 @@ GROUND = ("errors", "seeds", "patterns", "settings", "progress")
 
 ROOMS = (
     *GROUND, "lm", "corpora", "calibration", "activations", "pruners", "allocators", "prune", "checkpoint",
-    "evaluation", "study", "report", "demo", "cli",
+    "evaluation", "study", "report", "verbs", "demo", "cli",
 )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ class Replay:
     def __init__(self, model: PreTrainedModel, blocks: Sequence[DecoderBlock], probe: Int[Tensor, "batch seq"]) -> None:
         self._model = model
         self._blocks = blocks
-        self._wraps: list[type[tuple[Any, ...]] | None] = []
+        self._in_tuple: list[bool] = []
+        """Which blocks return their hidden states inside a tuple."""
         self.shared_inputs: dict[str, str] = {}
         """Layer -> the layer of its block that is called first with the very same input tensor (itself, if it is)."""
         self._observe(probe[:1, :PROBE_TOKENS])
@@ -82,7 +83,7 @@ class Replay:
 
             return hook
 
-        stand_ins = {i: _returns(before, self._wraps[i]) for i in range(index)}
+        stand_ins = {i: _returns(before, self._in_tuple[i]) for i in range(index)}
         layers = {layer.name: layer.module for layer in self._blocks[index].layers}
         handles = [layers[name].register_forward_pre_hook(watch(seen)) for name, seen in (hooks or {}).items()]
         try:
@@ -108,7 +109,7 @@ class Replay:
         def block_hook(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 order.append(index)
-                self._wraps.append(type(output) if isinstance(output, tuple) else None)
+                self._in_tuple.append(isinstance(output, tuple))
                 results.append(_hidden(output).clone())
 
             return hook
@@ -170,9 +171,9 @@ def _forwards_replaced(
                 blocks[index].module.forward = forward  # type: ignore[method-assign]
 
 
-def _returns(hidden: Tensor | None, wrap: type[tuple[Any, ...]] | None) -> Callable[..., Callable[..., Any]]:
+def _returns(hidden: Tensor | None, in_tuple: bool) -> Callable[..., Callable[..., Any]]:
     """A stand-in for a block that returns these hidden states, in the form that the block itself returns."""
-    return lambda _original: lambda *_args, **_kwargs: hidden if wrap is None else (hidden,)
+    return lambda _original: lambda *_args, **_kwargs: (hidden,) if in_tuple else hidden
 
 
 def _hidden(output: Any) -> Tensor:

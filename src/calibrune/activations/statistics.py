@@ -6,7 +6,7 @@ batched changes nothing beyond what the model's own arithmetic does to its activ
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ class InputStatistic(ABC):
         """Add the inputs of one sequence."""
 
     @abstractmethod
-    def merge(self, other: Self) -> None:
+    def merge(self: S, other: S) -> None:
         """Add all that another statistic of the same layer has seen."""
 
 
@@ -47,7 +47,7 @@ class InputNorm(InputStatistic):
         self._sum_of_squares += x.float().square().sum(dim=0)
         self.tokens += len(x)
 
-    def merge(self, other: Self) -> None:
+    def merge(self: S, other: S) -> None:
         self._sum_of_squares += other._sum_of_squares
         self.tokens += other.tokens
 
@@ -69,9 +69,6 @@ class LayerStats:
             collected = ", ".join(k.__name__ for k in self._by_type) or "none"
             raise KeyError(f"{kind.__name__} was not collected (collected: {collected}); a pruner must list it in `requires`")
         return statistic
-
-    def __iter__(self) -> "Iterable[InputStatistic]":
-        return iter(self._by_type.values())
 
     def update(self, x: Float[Tensor, "tokens in"]) -> None:
         """Add the inputs of one sequence to every statistic."""

@@ -1,0 +1,78 @@
+"""Prune large language models after training, with calibration data you can trust.
+
+>>> from calibrune import CalibrationSet, SelfGeneration, Wanda, load_model, prune_model
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> module; imported when first used, so that `import calibrune` and `calibrune --help` do not wait for torch
+_EXPORTS = {
+    "CalibrationRecipe": "calibrune.calibration.calibration_set",
+    "CalibrationSet": "calibrune.calibration.calibration_set",
+    "CalibruneError": "calibrune.errors",
+    "FileCorpus": "calibrune.corpora.files",
+    "LanguageModel": "calibrune.lm.loading",
+    "Magnitude": "calibrune.pruners",
+    "PerplexityFilter": "calibrune.calibration.filters",
+    "PruneReport": "calibrune.prune",
+    "Sampling": "calibrune.lm.generation",
+    "SelfGeneration": "calibrune.corpora.generated",
+    "SemiStructured": "calibrune.patterns",
+    "TextPerplexity": "calibrune.evaluation.perplexity",
+    "Unstructured": "calibrune.patterns",
+    "Wanda": "calibrune.pruners",
+    "WindowPerplexity": "calibrune.evaluation.perplexity",
+    "Windows": "calibrune.calibration.windows",
+    "build_calibration": "calibrune.calibration.spec",
+    "load_model": "calibrune.lm.loading",
+    "prune_model": "calibrune.prune",
+    "stream_blocks": "calibrune.activations",
+}
+
+if TYPE_CHECKING:
+    from calibrune.activations import stream_blocks
+    from calibrune.calibration.calibration_set import CalibrationRecipe, CalibrationSet
+    from calibrune.calibration.filters import PerplexityFilter
+    from calibrune.calibration.spec import build_calibration
+    from calibrune.calibration.windows import Windows
+    from calibrune.corpora.files import FileCorpus
+    from calibrune.corpora.generated import SelfGeneration
+    from calibrune.errors import CalibruneError
+    from calibrune.evaluation.perplexity import TextPerplexity, WindowPerplexity
+    from calibrune.lm.generation import Sampling
+    from calibrune.lm.loading import LanguageModel, load_model
+    from calibrune.patterns import SemiStructured, Unstructured
+    from calibrune.prune import PruneReport, prune_model
+    from calibrune.pruners import Magnitude, Wanda
+
+__all__ = [
+    "CalibrationRecipe",
+    "CalibrationSet",
+    "CalibruneError",
+    "FileCorpus",
+    "LanguageModel",
+    "Magnitude",
+    "PerplexityFilter",
+    "PruneReport",
+    "Sampling",
+    "SelfGeneration",
+    "SemiStructured",
+    "TextPerplexity",
+    "Unstructured",
+    "Wanda",
+    "WindowPerplexity",
+    "Windows",
+    "build_calibration",
+    "load_model",
+    "prune_model",
+    "stream_blocks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'calibrune' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,206 @@
+"""A pruned model on disk: a plain Hugging Face folder, with a card for people and a manifest for machines.
+
+The folder is written under another name, read back, compared, and only then given its own: half a checkpoint is never
+taken for a whole one. The manifest is the last file in it.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from calibrune.errors import ModelError, OutputError, RunError
+from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.loading import LanguageModel, weights_fingerprint
+from calibrune.prune import PruneReport
+
+MANIFEST = "calibrune.json"
+UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """Everything that can change a pruned model; its hash is the run's name."""
+
+    model: dict[str, Any]
+    """Where the dense model came from, with the fingerprint of its weights."""
+    pruner: dict[str, Any]
+    pattern: str
+    allocation: dict[str, Any]
+    propagate: str
+    batch_tokens: int
+    calibration: dict[str, Any] | None
+    """The manifest of the calibration set; None where the method needs none."""
+
+    @property
+    def key(self) -> str:
+        """Twelve hex digits of the request and of the versions that carry it out."""
+        record = {
+            "model": self.model.get("weights"),
+            "pruner": self.pruner,
+            "pattern": self.pattern,
+            "allocation": self.allocation,
+            "propagate": self.propagate,
+            "batch_tokens": self.batch_tokens,
+            "calibration": self.calibration and self.calibration["fingerprint"],
+            "versions": versions(),
+        }
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a number."""
+    return {name: version(name) for name in ("calibrune", "torch", "transformers")} | {
+        "python": platform.python_version()
+    }
+
+
+def check_free(out: Path) -> None:
+    """Raise `OutputError` unless `out` can be written: absent or an empty folder, in a place that takes files."""
+    if out.is_file():
+        raise OutputError(f"{str(out)!r} is a file, a folder was expected; choose another --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if manifest := read_manifest(out):
+        request = manifest.get("request", {})
+        raise OutputError(
+            f"the folder {str(out)!r} already holds another run ({request.get('pruner', {}).get('name')} at "
+            f"{request.get('pattern')}, {manifest.get('key')}); choose another --out or remove it"
+        )
+    raise OutputError(f"the folder {str(out)!r} is not empty and is no finished run of calibrune; choose another --out")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished checkpoint; None where there is none."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{str(file)!r} is not readable JSON ({error}); the checkpoint is damaged, make it anew") from None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def save_pruned(
+    lm: LanguageModel, report: PruneReport, request: PruneRequest, out: Path, *, masks: bool = False
+) -> dict[str, Any]:
+    """Write the pruned model to the new folder `out`; return its manifest.
+
+    The folder loads with `AutoModelForCausalLM.from_pretrained` as it is. It holds the weights (zeros in place), the
+    tokenizer, `README.md` (card), `calibrune.json` (manifest) and, if asked for, `masks.safetensors`: for every layer a
+    bit-packed mask, True where a weight stays.
+
+    Raises:
+        OutputError: `out` is not free.
+        RunError: what was written does not read back as the model in memory; it is left beside `out` to be looked at.
+    """
+    check_free(out)
+    unfinished = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    lm.model.save_pretrained(unfinished)
+    lm.tokenizer.save_pretrained(unfinished)
+    if masks:
+        save_file(packed_masks(lm.model), unfinished / "masks.safetensors")
+    _check_reload(lm.model, report, unfinished)
+    manifest = {
+        "format": 1,
+        "key": request.key,
+        "request": {"model": request.model, "pruner": request.pruner, "pattern": request.pattern}
+        | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens},
+        "calibration": request.calibration,
+        "report": report.to_json(),
+        "weights": weights_fingerprint(lm.model),
+        "versions": versions(),
+    }
+    (unfinished / "README.md").write_text(_card(manifest), encoding="utf-8")
+    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    if out.is_dir():
+        out.rmdir()
+    unfinished.rename(out)
+    return manifest
+
+
+def packed_masks(model: PreTrainedModel) -> dict[str, UInt8[Tensor, "..."]]:
+    """For every prunable layer, which weights are not zero: [out, ceil(in / 8)], the first input in the highest bit."""
+    packed = {}
+    for block in decoder_blocks(model):
+        for layer in block.layers:
+            kept = (layer.weight != 0).cpu()
+            padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % 8)).reshape(len(kept), -1, 8)
+            bits = 2 ** torch.arange(7, -1, -1, dtype=torch.int64)
+            packed[layer.name] = (padded * bits).sum(dim=-1).to(torch.uint8)
+    return packed
+
+
+def _check_reload(model: PreTrainedModel, report: PruneReport, folder: Path) -> None:
+    """Load the folder as any user would and compare every weight."""
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, local_files_only=True)
+    expected, found = model.state_dict(), again.state_dict()
+    different = [
+        name
+        for name in expected.keys() | found.keys()
+        if name not in expected or name not in found or not torch.equal(expected[name].cpu(), found[name].cpu())
+    ]
+    if different:
+        raise RunError(
+            f"the checkpoint written to {str(folder)!r} does not read back as the pruned model: "
+            f"{len(different)} weights differ, for example {sorted(different)[0]}; it was left there to be looked at"
+        )
+    sparsity = {layer.name: layer.sparsity for layer in report.layers}
+    for block in decoder_blocks(again):
+        for layer in block.layers:
+            measured = float((layer.weight == 0).sum()) / layer.weight.numel()
+            if layer.name in sparsity and measured != sparsity[layer.name]:
+                raise RunError(f"{layer.name} has sparsity {measured} on disk, {sparsity[layer.name]} in memory")
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    """The model card: what was done, how to load it, what it does not give."""
+    request, report, calibration = manifest["request"], manifest["report"], manifest["calibration"]
+    base = request["model"]["name"]
+    data = (
+        f"{calibration['n_samples']} sequences of {calibration['seq_len']} tokens, source "
+        f"`{calibration['source'].get('source')}`, fingerprint `{calibration['fingerprint']}`"
+        if calibration
+        else "none (the method needs none)"
+    )
+    settings = ", ".join(f"{k}={v}" for k, v in request["pruner"].items() if k != "name")
+    front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- pruned", "- sparse", "- calibrune"]
+    # only a hub id names a base model that others can find
+    front += [f"base_model: {base}"] if "/" in base else []
+    return "\n".join(
+        [
+            *front,
+            "---",
+            f"# {base}, pruned to {request['pattern']} with {request['pruner']['name']}",
+            "",
+            f"- **method**: {request['pruner']['name']}" + (f" ({settings})" if settings else ""),
+            f"- **sparsity**: {report['sparsity']:.4%} of the weights of {len(report['layers'])} linear layers "
+            f"({report['coverage']:.1%} of all parameters), asked for as `{request['pattern']}`",
+            f"- **calibration data**: {data}",
+            f"- **allocation**: {request['allocation']['name']}; **propagation**: {request['propagate']}",
+            f"- **made with**: {', '.join(f'{k} {v}' for k, v in manifest['versions'].items())}; run `{manifest['key']}`",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+            "```",
+            "",
+            "The weights are stored dense, zeros included: every engine loads them, none gets smaller or faster by it "
+            "alone. Unstructured sparsity has no mainstream engine; 2:4 has kernels in PyTorch and TensorRT for some "
+            "shapes. The whole record is in `calibrune.json`.",
+            "",
+        ]
+    )

