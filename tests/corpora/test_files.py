@@ -94,6 +94,11 @@ def test_empty_lines_and_a_byte_order_mark_do_no_harm(tmp_path):
     assert read(path) == {"a.jsonl:1": "a", "a.jsonl:3": "b"}
 
 
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    path = written(tmp_path, "a.jsonl", rb'{"text": "a \ud83d b \ud83d\ude00"}')
+    assert read(path) == {"a.jsonl:1": "a \ufffd b \U0001f600"}
+
+
 def test_documents_start_anew_at_every_call(tmp_path):
     corpus = FileCorpus(path=written(tmp_path, "a.jsonl", json_lines(["a", "b"])))
     started = corpus.documents()

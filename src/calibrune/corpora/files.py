@@ -6,6 +6,7 @@ Every file is streamed, so its size does not matter. Only the one document of a 
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ def _text_in(written: str, path: Path, number: int, text_field: str) -> str | No
     text = row[text_field]
     if text is not None and not isinstance(text, str):
         raise CorpusError(f"the field {text_field!r} in {where} is {_json_kind(text)}, not text; name a field of text")
-    return text
+    # JSON can escape half a surrogate pair, which no tokenizer and no file can take
+    return text and re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _json_kind(value: object) -> str:
