@@ -1,0 +1,235 @@
+"""A calibration set: token ids, how they came to be, and a fingerprint that says whether two sets are the same."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calibrune.errors import CalibrationError, OutputError
+
+TOKENS_FILE = "calibration.safetensors"
+MANIFEST_FILE = "manifest.json"
+"""Written last: a folder without it is unfinished."""
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CalibrationSet:
+    """Token ids to calibrate on. Two sets are the same if their fingerprints are."""
+
+    input_ids: Int64[Tensor, "batch seq"]
+    """[n_samples, seq_len], on the CPU, at least 1 sample of 2 tokens, no id below 0."""
+    manifest: dict[str, Any]
+    """All that is known of how the tokens came to be, as JSON; `source` at the least."""
+
+    def __post_init__(self) -> None:
+        _check_tokens(self.input_ids, "the input_ids of a calibration set")
+        object.__setattr__(self, "input_ids", self.input_ids.detach().to("cpu", torch.int64).contiguous())
+        object.__setattr__(self, "manifest", {**self.manifest, **self._facts()})
+
+    @classmethod
+    def from_ids(cls, input_ids: Int[Tensor, "batch seq"], **source: Any) -> "CalibrationSet":
+        """A set from one's own tokens; `source` is recorded.
+
+        Raises:
+            CalibrationError: these are no token ids: not whole numbers, not of rank 2, empty, or below 0.
+        """
+        return cls(input_ids, {"source": {"kind": "token ids", **source}})
+
+    @classmethod
+    def from_safetensors(cls, path: Path | str) -> "CalibrationSet":
+        """A set from a safetensors file with integer `input_ids` [n_samples, seq_len].
+
+        Raises:
+            CalibrationError: the file is missing, not safetensors, or has no such tensor.
+        """
+        path = Path(path)
+        input_ids = _read_tokens(path)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(input_ids, {"source": {"kind": "safetensors", "file": path.name, "sha256": sha256}})
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "CalibrationSet":
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: the folder holds no finished set, or its tokens are not those that the manifest names.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        loaded = cls(_read_tokens(folder / TOKENS_FILE), manifest)
+        if manifest.get("fingerprint") != loaded.fingerprint:
+            raise CalibrationError(
+                f"the tokens in {folder} have the fingerprint {loaded.fingerprint}, but its manifest says "
+                f"{manifest.get('fingerprint')}: they were changed after they were written; build the set again"
+            )
+        return loaded
+
+    def __repr__(self) -> str:
+        source = self.manifest.get("source", {})
+        name = source.get("name", source.get("kind", "unknown"))
+        return f"CalibrationSet({name}, {self.n_samples} x {self.seq_len} tokens, {self.fingerprint})"
+
+    @property
+    def n_samples(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a sample."""
+        return self.input_ids.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when any token does, or the shape."""
+        digest = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
+        digest.update(self.input_ids.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many documents were of no use, by reason."""
+        return dict(self.manifest.get("dropped", {}))
+
+    def take(self, n: int) -> "CalibrationSet":
+        """The first `n` samples: the same as a set built with `n_samples=n`, if the seed and all else are the same.
+
+        Raises:
+            CalibrationError: there are no such samples.
+        """
+        if not 1 <= n <= self.n_samples:
+            raise CalibrationError(f"{n} samples asked for of a calibration set that has {self.n_samples}")
+        if n == self.n_samples:
+            return self
+        manifest = {**self.manifest, "part_of": self._facts()}
+        if "document_ids" in manifest:
+            manifest["document_ids"] = manifest["document_ids"][:n]
+            used = set().union(*manifest["document_ids"])
+            texts = self.manifest.get("text_sha256", {})
+            manifest["text_sha256"] = {name: text for name, text in texts.items() if name in used}
+        return CalibrationSet(self.input_ids[:n], manifest)
+
+    def check_fits(self, vocab_size: int | None = None, context_length: int | None = None) -> None:
+        """Raise `CalibrationError` if a model of this vocabulary and context cannot read the tokens; None: unknown."""
+        check_length(self.seq_len, context_length)
+        highest = int(self.input_ids.max())
+        if vocab_size is not None and highest >= vocab_size:
+            raise CalibrationError(
+                f"the calibration set has the token id {highest:,}, but the model's vocabulary ends at "
+                f"{vocab_size - 1:,}: build the set with this model's tokenizer"
+            )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the tokens and, last, the manifest; the folder appears whole or not at all.
+
+        The same set in the same place again is no error, and writes nothing.
+
+        Raises:
+            OutputError: something else is there, or the place cannot be written to.
+        """
+        folder = Path(folder).resolve()
+        if not self._may_be_written(folder):
+            return
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            save_file({"input_ids": self.input_ids}, partial / TOKENS_FILE)
+            (partial / MANIFEST_FILE).write_text(
+                json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"the calibration set cannot be written to {folder}: {error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _may_be_written(self, folder: Path) -> bool:
+        """False: this very set is there already."""
+        if folder.is_dir() and (folder / MANIFEST_FILE).is_file():
+            if _without_versions(CalibrationSet.load(folder).manifest) == _without_versions(_as_json(self.manifest)):
+                return False
+            raise OutputError(f"{folder} holds another calibration set: name another folder, or remove this one")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder} is there already, and is not a calibration set: name another folder")
+        return True
+
+    def _facts(self) -> dict[str, Any]:
+        return {"n_samples": self.n_samples, "seq_len": self.seq_len, "fingerprint": self.fingerprint}
+
+
+def check_length(seq_len: int, context_length: int | None) -> None:
+    """Raise `CalibrationError` if samples of `seq_len` tokens are longer than the model's context; None: unknown."""
+    if context_length is not None and seq_len > context_length:
+        raise CalibrationError(
+            f"samples of {seq_len:,} tokens asked for, but the model reads at most {context_length:,}: "
+            f"use a seq_len of {context_length} or less"
+        )
+
+
+def _check_tokens(ids: Tensor, what: str) -> None:
+    if ids.dtype not in _INTEGERS:
+        raise CalibrationError(f"{what} are {str(ids.dtype).removeprefix('torch.')}, but token ids are whole numbers")
+    if ids.ndim != 2:
+        raise CalibrationError(f"{what} have the shape {list(ids.shape)}, but must be [n_samples, seq_len]")
+    if ids.shape[0] < 1 or ids.shape[1] < 2:
+        raise CalibrationError(f"{what} have the shape {list(ids.shape)}, but at least [1, 2] is needed")
+    if (lowest := int(ids.min())) < 0:
+        raise CalibrationError(f"{what} hold {lowest}, but no token id is below 0: cut the padding off")
+
+
+def _read_tokens(path: Path) -> Tensor:
+    if not path.is_file():
+        raise CalibrationError(f"there is no file {path} to read token ids from")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            if "input_ids" not in names:
+                raise CalibrationError(
+                    f"{path} has no tensor 'input_ids', only {', '.join(map(repr, names)) or 'none at all'}: "
+                    "save the token ids [n_samples, seq_len] under this name"
+                )
+            input_ids: Tensor = file.get_tensor("input_ids")
+    except SafetensorError as error:
+        raise CalibrationError(f"{path} cannot be read as safetensors: {error}") from None
+    _check_tokens(input_ids, f"the input_ids in {path}")
+    return input_ids
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise CalibrationError(f"{folder} holds no finished calibration set (there is no {MANIFEST_FILE} in it)")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CalibrationError(f"{path} is not JSON ({error}): build the set again") from None
+    if not isinstance(manifest, dict) or not (folder / TOKENS_FILE).is_file():
+        raise CalibrationError(
+            f"{folder} holds no calibration set, though it has a {MANIFEST_FILE}: name another folder"
+        )
+    return manifest
+
+
+def _as_json(manifest: dict[str, Any]) -> dict[str, Any]:
+    read_back: dict[str, Any] = json.loads(json.dumps(manifest))
+    return read_back
+
+
+def _without_versions(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "versions"}
