@@ -1,0 +1,239 @@
+"""Perplexity, of which the literature has several: each protocol is an object, and it is printed with its number.
+
+All of them take texts, not a corpus: whether empty rows count is the caller's choice, and for WikiText-2 they do.
+The items of a score are always such that their mean is the score, or its logarithm: two models scored on the same
+texts are compared by the mean of their items' differences.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from math import exp, inf, isfinite, sqrt
+from statistics import mean, stdev
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from calibrune.errors import ConfigError, CorpusError
+from calibrune.evaluation.score import Score
+from calibrune.lm.likelihood import text_log_likelihoods
+from calibrune.lm.loading import LanguageModel
+from calibrune.settings import settings
+
+Average = Literal["mean_of_perplexities", "exp_of_mean_loss"]
+
+Items = Annotated[int, Field(ge=1)] | None
+
+
+class Perplexity(Protocol):
+    """A way to measure perplexity. Implementations are settings classes: their fields are what can be chosen."""
+
+    @property
+    def name(self) -> str:
+        """What the protocol is called in tables and records."""
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol as JSON: its name and its settings."""
+
+    def score(self, lm: LanguageModel, texts: Iterable[str], limit: int | None = None) -> Score:
+        """Measure `lm` on the texts; `limit`: on the first so many items only."""
+
+
+@settings
+class WindowPerplexity:
+    """All texts as one string, cut into windows: how pruning papers measure WikiText-2 (Frantar and Alistarh, 2023).
+
+    The value is exp of the mean over windows of each window's mean loss over its `seq_len` - 1 predictions. (The
+    released scripts count them as `seq_len`, in both the sum and the mean, which is the same.) Items: the windows'
+    mean losses. The standard error takes the windows for independent, and is by the delta method.
+    """
+
+    seq_len: Annotated[int, Field(ge=2)] = 2048
+    """Tokens in a window; windows do not overlap, and what is left after the last whole one is dropped."""
+    join: str = "\n\n"
+    """What stands between two texts; empty texts count."""
+    bos: Literal["tokenizer", "window"] = "tokenizer"
+    """`tokenizer`: a BOS token at the very start at most, if the tokenizer adds one, as in the papers. `window`: BOS
+    before the `seq_len` - 1 tokens of each window, for models that are lost without it (Gemma)."""
+
+    @property
+    def name(self) -> str:
+        return "window_perplexity"
+
+    def describe(self) -> dict[str, Any]:
+        return {"protocol": self.name, **asdict(self)}
+
+    def score(self, lm: LanguageModel, texts: Iterable[str], limit: int | None = None) -> Score:
+        """The perplexity of the first `limit` windows, or of all.
+
+        Raises:
+            ConfigError: a window is longer than the model's context, or the tokenizer has no BOS token to put first.
+            CorpusError: the texts have fewer tokens than one window.
+        """
+        _check_limit(limit)
+        context = _context(lm)
+        if self.seq_len > context:
+            raise ConfigError(
+                f"windows of {self.seq_len} tokens do not fit in the model's context of {context}; "
+                f"use seq_len={context} or less"
+            )
+        text = self.join.join(texts)
+        bos = lm.tokenizer.bos_token_id
+        if self.bos == "window" and bos is None:
+            raise ConfigError("bos='window' needs a tokenizer with a BOS token, and this one has none")
+        ids = _token_ids(lm, text, special=self.bos == "tokenizer")
+        start = [bos] if self.bos == "window" else []
+        length = self.seq_len - len(start)
+        n_whole = len(ids) // length
+        if not n_whole:
+            raise CorpusError(
+                f"the texts have {len(ids)} tokens, and one window takes {length}; use more text, or a smaller seq_len"
+            )
+        windows = [start + ids[i * length : (i + 1) * length] for i in range(n_whole)][:limit]
+        losses = [-float(row.double().mean()) for row in text_log_likelihoods(lm.model, windows, description="windows")]
+        value = _exp(mean(losses))
+        notes = {}
+        if self.bos == "tokenizer" and bos is not None and ids[0] == bos:
+            notes["note"] = "the tokenizer adds BOS: the first window has it, the others do not"
+        return Score(
+            metric="perplexity",
+            value=value,
+            stderr=_stderr(value, [value * loss for loss in losses]),
+            n=len(losses),
+            higher_is_better=False,
+            items=tuple(losses),
+            protocol={
+                **self.describe(),
+                "limit": limit,
+                "tokens": len(ids),
+                "windows": len(windows),
+                "unused_tokens": len(ids) - length * len(windows),
+                **_what_was_measured(lm, text),
+                **notes,
+            },
+        )
+
+
+@settings
+class TextPerplexity:
+    """Each text by itself, from its first token: how the self-generation study measures Alpaca.
+
+    The study's number is the arithmetic mean of the texts' perplexities, which a few odd texts can rule; the usual one
+    is exp of the mean loss of all tokens. They are two numbers, and `both` has them from one pass.
+    """
+
+    average: Average = "mean_of_perplexities"
+    """`mean_of_perplexities`: every text counts the same; items are the texts' perplexities, and the value is their
+    mean. `exp_of_mean_loss`: every token counts the same; an item is a text's total loss over the mean number of tokens
+    predicted in a text, and the value is exp of their mean."""
+    max_tokens: Annotated[int, Field(ge=2)] | None = 2048
+    """Longer texts are cut, and so are those longer than the model's context; None: by the context alone."""
+
+    @property
+    def name(self) -> str:
+        return "text_perplexity"
+
+    def describe(self) -> dict[str, Any]:
+        return {"protocol": self.name, **asdict(self)}
+
+    def score(self, lm: LanguageModel, texts: Iterable[str], limit: int | None = None) -> Score:
+        """The perplexity of the first `limit` texts, or of all.
+
+        Raises:
+            CorpusError: no text has two tokens.
+        """
+        return self.both(lm, texts, limit)[self.average]
+
+    def both(self, lm: LanguageModel, texts: Iterable[str], limit: int | None = None) -> dict[Average, Score]:
+        """Both averages from one pass through the texts; `average` chooses neither."""
+        _check_limit(limit)
+        chosen = list(islice(texts, limit))
+        longest = int(min(self.max_tokens or inf, _context(lm), 2**62))
+        all_ids = [_token_ids(lm, text) for text in chosen]
+        long_enough = [ids[:longest] for ids in all_ids if len(ids) > 1]
+        if not long_enough:
+            raise CorpusError(f"none of the {len(chosen)} texts has the two tokens that a perplexity needs")
+        rows = text_log_likelihoods(lm.model, long_enough, description="texts")
+        losses = TextLosses(tuple(-float(row.double().sum()) for row in rows), tuple(map(len, rows)))
+        facts = {
+            "max_tokens": self.max_tokens,
+            "limit": limit,
+            "tokens": sum(map(len, long_enough)),
+            "texts": len(chosen),
+            "skipped_texts": len(chosen) - len(long_enough),
+            "cut_texts": sum(len(ids) > longest for ids in all_ids),
+            **_what_was_measured(lm, "\x1e".join(chosen)),
+        }
+        averages: tuple[Average, Average] = ("mean_of_perplexities", "exp_of_mean_loss")
+        return {
+            average: losses.score(average, {"protocol": self.name, "average": average, **facts}) for average in averages
+        }
+
+
+@dataclass(frozen=True)
+class TextLosses:
+    """What one pass over texts measures, before it is averaged in one way or the other."""
+
+    totals: tuple[float, ...]
+    """Each text's loss, summed over its predicted tokens."""
+    counts: tuple[int, ...]
+    """Each text's predicted tokens; at least 1."""
+
+    def score(self, average: Average, protocol: Mapping[str, Any]) -> Score:
+        """The texts' perplexity by one of the averages; its standard error is over texts, None for a single one."""
+        if average == "mean_of_perplexities":
+            items = [_exp(total / count) for total, count in zip(self.totals, self.counts, strict=True)]
+            value = mean(items)
+            deviations = items
+        else:
+            typical = mean(self.counts)
+            items = [total / typical for total in self.totals]
+            value = _exp(mean(items))
+            # the delta method for a ratio of two means, and then for the exponential
+            loss = mean(items)
+            deviations = [
+                value * (item - loss * count / typical) for item, count in zip(items, self.counts, strict=True)
+            ]
+        return Score(
+            metric="mean perplexity of texts" if average == "mean_of_perplexities" else "perplexity",
+            value=value,
+            stderr=_stderr(value, deviations),
+            n=len(items),
+            higher_is_better=False,
+            items=tuple(items),
+            protocol=dict(protocol),
+        )
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, got {limit}")
+
+
+def _context(lm: LanguageModel) -> float:
+    """The longest sequence that the model was made for; inf where its config does not say."""
+    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or inf
+
+
+def _token_ids(lm: LanguageModel, text: str, *, special: bool = True) -> list[int]:
+    # verbose=False: a text longer than the context is cut or windowed here, so its length is nothing to warn of
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    return ids
+
+
+def _what_was_measured(lm: LanguageModel, text: str) -> dict[str, Any]:
+    return {
+        "text_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+    }
+
+
+def _exp(loss: float) -> float:
+    """exp, where a loss that is too large gives inf and not an error."""
+    return inf if loss > 709 else exp(loss)
+
+
+def _stderr(value: float, deviations: list[float]) -> float | None:
+    """Standard error of a mean of items that deviate so; None for a single item, or a value that is not finite."""
+    return stdev(deviations) / sqrt(len(deviations)) if len(deviations) > 1 and isfinite(value) else None

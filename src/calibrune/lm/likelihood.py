@@ -1,0 +1,188 @@
+"""How likely a model finds a text, token by token: the one place that scores tokens.
+
+The logits of 4,096 tokens over a vocabulary of 262,144 are 4 GB in float32, and none of them is needed twice. So the
+model's body runs once, and its head runs on a few positions at a time. The head is the model's own `forward`, with the
+body replaced by what it already returned: whatever a model does to its logits (Gemma 2 caps them, Cohere and Granite
+scale them) is done here too, without a line about it.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from calibrune.errors import ConfigError
+from calibrune.progress import progress_bar
+
+LOGITS_BYTES = 64 * 2**20
+"""Logits held at a time, in bytes of float32, unless told otherwise."""
+
+
+@torch.no_grad()
+def token_log_likelihoods(
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], *, logits_bytes: int = LOGITS_BYTES
+) -> Float[Tensor, "batch seq-1"]:
+    """log p(token t | tokens before t) in float32, for every token but the first.
+
+    Runs in evaluation mode, without gradients and without a cache; leaves the model as it found it.
+
+    Args:
+        model: a causal language model; on whatever device it is, the ids follow.
+        input_ids: sequences without padding, or padded on the right: in a causal model no real token looks at what
+            follows it, so its value is exact without a mask, and the values at the padding mean nothing.
+        logits_bytes: what the logits of one step may take, as float32. Never less than those of one position of one
+            sequence. A model whose `forward` takes no `logits_to_keep`, or whose head is fed by something that is
+            neither its `base_model` nor its decoder, is run one sequence at a time with all its logits.
+    """
+    input_ids = input_ids.to(model.device)
+    n_positions = input_ids.shape[1] - 1
+    if n_positions < 1 or not len(input_ids):
+        return torch.zeros(len(input_ids), max(n_positions, 0), device=input_ids.device)
+    positions_at_a_time = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
+    with _evaluating(model):
+        if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+            return _one_by_one(model, input_ids)
+        return torch.cat(
+            [_in_chunks(model, ids, positions_at_a_time) for ids in torch.split(input_ids, positions_at_a_time)]
+        )
+
+
+def text_log_likelihoods(
+    model: PreTrainedModel,
+    texts_ids: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 4096,
+    description: str = "scoring",
+) -> list[Float[Tensor, "seq-1"]]:
+    """`token_log_likelihoods` of many sequences of any lengths, in their order, on the CPU.
+
+    A sequence of one token or none has no token to predict: its tensor is empty.
+
+    Args:
+        batch_tokens: tokens in one forward, padding included; a longer sequence goes alone.
+        description: what the progress bar is called.
+    """
+    result = [torch.zeros(0)] * len(texts_ids)
+    with progress_bar(description, total=len(texts_ids), unit="text") as bar:
+        for batch in batch_by_length([len(ids) for ids in texts_ids], batch_tokens):
+            # what the padding holds does not matter: nothing real looks at it
+            padded = pad_sequence([torch.tensor(texts_ids[i], dtype=torch.long) for i in batch], batch_first=True)
+            for index, values in zip(batch, token_log_likelihoods(model, padded).cpu(), strict=True):
+                result[index] = values[: max(len(texts_ids[index]) - 1, 0)].clone()
+            bar.update(len(batch))
+    return result
+
+
+def batch_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of the sequences in batches that take at most `max_tokens` when padded to their longest.
+
+    Longest first: a batch that does not fit in memory fails at once, and the time left is never underestimated. A
+    sequence longer than `max_tokens` is a batch of its own.
+
+    >>> batch_by_length([3, 9, 2, 4], max_tokens=8)
+    [[1], [3, 0], [2]]
+    """
+    if max_tokens < 1:
+        raise ConfigError(f"a batch needs at least 1 token, got max_tokens={max_tokens}")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if room == 0:
+            batches.append([])
+            room = max(1, max_tokens // max(1, lengths[index]))
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def _in_chunks(
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], positions_at_a_time: int
+) -> Float[Tensor, "batch seq-1"]:
+    positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
+    chunks = torch.split(positions, max(1, positions_at_a_time // len(input_ids)))
+
+    def score(chunk: Int[Tensor, "seq"]) -> Float[Tensor, "batch seq"]:
+        return _of_targets(_logits(model, input_ids, logits_to_keep=chunk), input_ids[:, chunk + 1])
+
+    with _recording(_bodies(model)) as recorded:
+        first = score(chunks[0])
+    if not recorded:
+        return _one_by_one(model, input_ids)
+    with _replaying(recorded):
+        return torch.cat([first, *map(score, chunks[1:])], dim=1)
+
+
+def _one_by_one(model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
+    return torch.cat([_of_targets(_logits(model, ids)[:, :-1], ids[:, 1:]) for ids in torch.split(input_ids, 1)])
+
+
+def _logits(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Float[Tensor, "batch seq vocab"]:
+    logits: Tensor = model(input_ids=input_ids, use_cache=False, return_dict=True, **arguments).logits
+    return logits
+
+
+def _of_targets(
+    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq"]:
+    logits = logits.float()
+    chosen = logits.gather(-1, targets.to(logits.device)[..., None]).squeeze(-1)
+    return chosen - logits.logsumexp(dim=-1)
+
+
+def _bodies(model: PreTrainedModel) -> set[nn.Module]:
+    """The modules that may be what the head gets its hidden states from: OPT's is not its `base_model`."""
+    return {model.base_model, model.get_decoder()} - {model}
+
+
+@contextmanager
+def _recording(bodies: set[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
+    """Collect `{body: its output}` for those of the bodies that are called."""
+    recorded: dict[nn.Module, Any] = {}
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        recorded[module] = output
+
+    hooks = [body.register_forward_hook(record) for body in bodies]
+    try:
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _replaying(recorded: dict[nn.Module, Any]) -> Iterator[None]:
+    """Make each of the modules return its recorded output instead of running."""
+
+    def returning(output: Any) -> Callable[..., Any]:
+        return lambda *args, **kwargs: output
+
+    # in vars where something (a quantizer, a device map) put a forward of its own on this one module
+    replaced = {module: vars(module).get("forward") for module in recorded}
+    try:
+        for module, output in recorded.items():
+            module.forward = returning(output)
+        yield
+    finally:
+        for module, forward in replaced.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
