@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 # name -> module; imported when first used, so that `import calibrune` and `calibrune --help` do not wait for torch
 _EXPORTS = {
-    "CalibrationRecipe": "calibrune.calibration.calibration_set",
+    "CalibrationRecipe": "calibrune.calibration.build",
     "CalibrationSet": "calibrune.calibration.calibration_set",
     "CalibruneError": "calibrune.errors",
     "FileCorpus": "calibrune.corpora.files",
@@ -34,7 +34,8 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from calibrune.activations import stream_blocks
-    from calibrune.calibration.calibration_set import CalibrationRecipe, CalibrationSet
+    from calibrune.calibration.build import CalibrationRecipe
+    from calibrune.calibration.calibration_set import CalibrationSet
     from calibrune.calibration.filters import PerplexityFilter
     from calibrune.calibration.spec import build_calibration
     from calibrune.calibration.windows import Windows

@@ -171,7 +171,7 @@ def _card(manifest: dict[str, Any]) -> str:
     base = request["model"]["name"]
     data = (
         f"{calibration['n_samples']} sequences of {calibration['seq_len']} tokens, source "
-        f"`{calibration['source'].get('source')}`, fingerprint `{calibration['fingerprint']}`"
+        f"`{calibration['source'].get('name', calibration['source']['kind'])}`, fingerprint `{calibration['fingerprint']}`"
         if calibration
         else "none (the method needs none)"
     )

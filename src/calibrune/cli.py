@@ -98,7 +98,6 @@ def prune(
 ) -> None:
     """Prune a model and save it as a plain Hugging Face folder."""
     from calibrune import verbs
-    from calibrune.report.tables import text_table
 
     manifest = verbs.prune(
         model=model,
@@ -120,7 +119,7 @@ def prune(
     )
     if as_json:
         return _print_json({"out": str(out), **manifest})
-    _print_checkpoint(manifest, text_table)
+    _print_checkpoint(manifest)
     typer.echo(f"\nsaved to {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
     typer.echo("stored dense: the zeros make it neither smaller nor faster in mainstream engines by themselves")
     return None
@@ -193,7 +192,7 @@ def evaluate(
     from dataclasses import asdict
 
     from calibrune import verbs
-    from calibrune.report.tables import text_table
+    from calibrune.report.tables import Table
 
     names = (perplexity or ("wikitext2,alpaca" if data else "python-docs")).split(",")
     scores = verbs.evaluate(
@@ -210,11 +209,8 @@ def evaluate(
     )
     if as_json:
         return _print_json({"model": model, "scores": [asdict(score) for score in scores]})
-    rows = [
-        [str(s.protocol["dataset"]), s.metric, f"{s.value:.3f}", "-" if s.stderr is None else f"{s.stderr:.3f}", str(s.n)]
-        for s in scores
-    ]
-    typer.echo(text_table(["text", "metric", "value", "std. error", "n"], rows))
+    rows = [[s.protocol["dataset"], s.metric, s.value, s.stderr, s.n] for s in scores]
+    typer.echo(Table(["text", "metric", "value", "std. error", "n"], rows).text())
     for score in scores:
         shown = {k: v for k, v in score.protocol.items() if k not in ("source", "text_sha256", "dataset") and v is not None}
         typer.echo(f"{score.protocol['dataset']}: " + ", ".join(f"{k}={v!r}" for k, v in shown.items()))
@@ -232,7 +228,6 @@ def inspect(
 ) -> None:
     """Show what is in a calibration set, a pruned checkpoint, or a model."""
     from calibrune import verbs
-    from calibrune.report.tables import text_table
 
     kind, found = verbs.inspect(path)
     if as_json:
@@ -240,11 +235,11 @@ def inspect(
     if kind == "calibration set":
         _print_set(found)
     elif kind == "pruned checkpoint":
-        _print_checkpoint(found, text_table)
+        _print_checkpoint(found)
     else:
         typer.echo(f"{found['architecture']}, {found['parameters']:,} parameters, {found['dtype']}")
         typer.echo(f"{found['blocks']} blocks, {len(found['layers'])} prunable layers: {found['coverage']:.1%} of the parameters")
-        _print_by_kind(found["layers"], text_table)
+        _print_by_kind(found["layers"])
     return None
 
 
@@ -258,7 +253,7 @@ def list_(
 ) -> None:
     """List what there is to choose from, with settings and their defaults."""
     from calibrune import verbs
-    from calibrune.report.tables import text_table
+    from calibrune.report.tables import Table
 
     entries = verbs.known(what)
     if as_json:
@@ -268,7 +263,7 @@ def list_(
         for name, summary, options in rows:
             typer.echo(f"{name}\n    {summary}" + (f"\n    options: {options}" if options else ""))
     else:
-        typer.echo(text_table(["name", "what it is"], [row[:2] for row in rows]))
+        typer.echo(Table(["name", "what it is"], [row[:2] for row in rows]).text())
     return None
 
 
@@ -284,12 +279,12 @@ def demo(
 ) -> None:
     """Prune a real model three ways in a few minutes, compare them, and write a page about it."""
     from calibrune.demo import run_demo
-    from calibrune.report.tables import text_table
+    from calibrune.report.tables import Table
 
     result = run_demo(out, model=model, data=data)
     if as_json:
         return _print_json(result)
-    typer.echo(text_table(result["header"], result["rows"]))
+    typer.echo(Table(result["columns"], result["rows"]).text())
     typer.echo(f"\n{result['conclusion']}\n\npage: {result['page']}\npruned model: {result['model']}")
     return None
 
@@ -322,7 +317,7 @@ def _print_set(manifest: dict[str, Any]) -> None:
             typer.echo(f"  {name}: {json.dumps(source if name == 'source' else manifest[name], ensure_ascii=False)}")
 
 
-def _print_checkpoint(manifest: dict[str, Any], text_table: Callable[..., str]) -> None:
+def _print_checkpoint(manifest: dict[str, Any]) -> None:
     request, report = manifest["request"], manifest["report"]
     typer.echo(
         f"{request['model']['name']} pruned to {request['pattern']} with {request['pruner']['name']} "
@@ -331,11 +326,13 @@ def _print_checkpoint(manifest: dict[str, Any], text_table: Callable[..., str]) 
     )
     if manifest["calibration"]:
         _print_set(manifest["calibration"])
-    _print_by_kind(report["layers"], text_table)
+    _print_by_kind(report["layers"])
 
 
-def _print_by_kind(layers: list[dict[str, Any]], text_table: Callable[..., str]) -> None:
+def _print_by_kind(layers: list[dict[str, Any]]) -> None:
     """One row for every kind of layer (q_proj, ...), over all blocks."""
+    from calibrune.report.tables import Table
+
     kinds: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
         kinds.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
@@ -349,4 +346,4 @@ def _print_by_kind(layers: list[dict[str, Any]], text_table: Callable[..., str])
         ]
         for kind, group in kinds.items()
     ]
-    typer.echo(text_table(["layer", "count", "out x in", "least zeros", "most zeros"], rows))
+    typer.echo(Table(["layer", "count", "out x in", "least zeros", "most zeros"], rows).text())

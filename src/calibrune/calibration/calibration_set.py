@@ -7,15 +7,19 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from calibrune.errors import CalibrationError, OutputError
+
+if TYPE_CHECKING:
+    from calibrune.calibration.build import CalibrationRecipe
 
 TOKENS_FILE = "calibration.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -37,6 +41,13 @@ class CalibrationSet:
         _check_tokens(self.input_ids, "the input_ids of a calibration set")
         object.__setattr__(self, "input_ids", self.input_ids.detach().to("cpu", torch.int64).contiguous())
         object.__setattr__(self, "manifest", {**self.manifest, **self._facts()})
+
+    @classmethod
+    def build(cls, recipe: "CalibrationRecipe", tokenizer: PreTrainedTokenizerBase, **limits: int | None) -> "CalibrationSet":
+        """Draw documents, filter them, cut them into windows; see `calibrune.calibration.build.build`."""
+        from calibrune.calibration.build import build  # the builder needs this class first
+
+        return build(recipe, tokenizer, **limits)
 
     @classmethod
     def from_ids(cls, input_ids: Int[Tensor, "batch seq"], **source: Any) -> "CalibrationSet":

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from calibrune.calibration.calibration_set import CalibrationRecipe, CalibrationSet
+from calibrune.calibration.build import CalibrationRecipe, build
+from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter, PerplexityFilter
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
-from calibrune.corpora.files import ENDINGS, FileCorpus
+from calibrune.corpora.files import READERS, FileCorpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
@@ -61,7 +62,7 @@ def build_calibration(
         made = _tokens(path, options, n_samples, seq_len)
     else:
         recipe = _recipe(source, path, options, lm, n_samples, seq_len, seed)
-        made = CalibrationSet.build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length)
+        made = build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length)
     made.check_fits(vocab_size=lm.vocab_size, context_length=lm.context_length)
     return made
 
@@ -97,7 +98,7 @@ def _recipe(
         filters = (PerplexityFilter(**_taken(options, PerplexityFilter)),)
         corpus = _self_generation(options, lm, length, seed)
     elif source == "random":
-        corpus = RandomTokens.for_tokenizer(lm.tokenizer, vocab_size=lm.vocab_size, length=length, seed=seed)
+        corpus = RandomTokens(tokenizer=lm.tokenizer, length=length, seed=seed)
     else:
         corpus = _file(source, path, options)
     if options:
@@ -122,10 +123,10 @@ def _self_generation(options: dict[str, Any], lm: LanguageModel, seq_len: int, s
 
 
 def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
-    if not path.exists() and not any(source.endswith(ending) for ending in ENDINGS):
+    if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
             f"there is no calibration source {source!r}{nearest(source, SOURCES)}; or give the path of a file "
-            f"({', '.join(ENDINGS)}), of a .safetensors with input_ids, or of a folder made by `calibrune calibrate`"
+            f"({', '.join(READERS)}; packed with .gz or .zst), of a .safetensors with input_ids, or of a folder made by `calibrune calibrate`"
         )
     return FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
 

@@ -59,7 +59,8 @@ class SelfGeneration:
     def describe(self) -> dict[str, Any]:
         """All that can change a text: weights, prompts, settings, versions."""
         return {
-            "source": self.name,
+            "kind": "self-generated text",
+            "name": self.name,
             "model": self.model.source | {"weights": weights_fingerprint(self.model.model)},
             "prompts": self.prompts if isinstance(self.prompts, str) else self.prompts.describe(),
             "prefix_tokens": None if isinstance(self.prompts, str) else self.prefix_tokens,
@@ -69,6 +70,7 @@ class SelfGeneration:
             "seed": self.seed,
             "engine": f"transformers {transformers.__version__}, torch {torch.__version__}, {self.model.model.device.type}",
             "format": FORMAT,
+            "licence": "the model's own; no text of anybody's but the prompts' first tokens",
         }
 
     def documents(self) -> Iterator[Document]:
