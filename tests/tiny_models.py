@@ -48,7 +48,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         pad_token_id=1,
     ),
     # weights stored [in, out]
-    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1),
+    "gpt2": GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1
+    ),
     # a decoder inside the body, learned positions with an offset
     "opt": OPTConfig(
         vocab_size=VOCAB,
@@ -104,7 +106,9 @@ def tiny_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def tiny_lm(kind: str = "llama", *, adds_bos: bool = False) -> LanguageModel:
-    return LanguageModel(tiny_model(kind), tiny_tokenizer(adds_bos=adds_bos), {"name": f"tiny-{kind}", "dtype": "float32"})
+    return LanguageModel(
+        tiny_model(kind), tiny_tokenizer(adds_bos=adds_bos), {"name": f"tiny-{kind}", "dtype": "float32"}
+    )
 
 
 def random_ids(n: int = 6, seq_len: int = 24, seed: int = 0) -> torch.Tensor:

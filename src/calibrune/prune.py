@@ -120,9 +120,7 @@ def prune_model(
             pruned = _prune_layer(inputs, pruner, asked)
             inputs.layer.replace_weight(pruned.weight)
             reports.append(_report(inputs, block.block.index, asked, pruned, time.perf_counter() - layer_start))
-    return PruneReport(
-        layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start
-    )
+    return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
 def _input_ids(

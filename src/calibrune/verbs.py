@@ -4,7 +4,8 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
-from calibrune.allocators import ALLOCATORS
+from calibrune.activations.stream import BATCH_TOKENS
+from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import SOURCES, build_calibration, parse_spec, source_options
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
@@ -14,9 +15,9 @@ from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import DATASETS, evaluation_texts
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, LanguageModel, load_model, weights_fingerprint
-from calibrune.patterns import parse_pattern
+from calibrune.patterns import SparsityPattern, parse_pattern
 from calibrune.prune import check_allocatable, prune_model
-from calibrune.pruners import PRUNERS
+from calibrune.pruners import PRUNERS, Pruner
 from calibrune.settings import choose, nearest
 
 
@@ -50,14 +51,9 @@ def prune(
     data = (
         build_calibration(calibration, lm, n_samples=samples, seq_len=seq_len, seed=seed) if pruner.requires else None
     )
-    request = PruneRequest(
-        model=lm.source | {"weights": weights_fingerprint(lm.model)},
-        pruner={"name": method_name} | _settings_of(pruner),
-        pattern=str(pattern),
-        allocation={"name": allocator_name} | _settings_of(allocator),
-        propagate=propagate,
-        batch_tokens=batch_tokens,
-        calibration=data.manifest if data else None,
+    weights = weights_fingerprint(lm.model)
+    request = request_for(
+        lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens
     )
     report = prune_model(
         lm.model,
@@ -69,6 +65,30 @@ def prune(
         batch_tokens=batch_tokens,
     )
     return save_pruned(lm, report, request, out, masks=masks)
+
+
+def request_for(
+    lm: LanguageModel,
+    weights: str,
+    method: str,
+    pruner: Pruner,
+    pattern: SparsityPattern,
+    calibration: CalibrationSet | None,
+    allocation: str = "uniform",
+    allocator: Allocator | None = None,
+    propagate: str = "pruned",
+    batch_tokens: int = BATCH_TOKENS,
+) -> PruneRequest:
+    """The record of a run; `weights` is the fingerprint of the dense model."""
+    return PruneRequest(
+        model=lm.source | {"weights": weights},
+        pruner={"name": method} | _settings_of(pruner),
+        pattern=str(pattern),
+        allocation={"name": allocation} | _settings_of(allocator or Uniform()),
+        propagate=propagate,
+        batch_tokens=batch_tokens,
+        calibration=calibration.manifest if calibration else None,
+    )
 
 
 def calibrate(
@@ -164,7 +184,9 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         return {name: {"summary": dataset.note} for name, dataset in DATASETS.items()}
     if what == "models":
         return {f"package:{name}": {"summary": how} for name, how in PACKAGES.items()}
-    raise ConfigError(f"there is no list of {what!r}{nearest(what, ['methods', 'allocators', 'sources', 'texts', 'models'])}")
+    raise ConfigError(
+        f"there is no list of {what!r}{nearest(what, ['methods', 'allocators', 'sources', 'texts', 'models'])}"
+    )
 
 
 def _summary(kind: type) -> str:

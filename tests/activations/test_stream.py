@@ -97,7 +97,12 @@ def test_layers_with_the_same_input_share_their_statistics():
     shared: dict[int, list[str]] = {}
     for inputs in block.layers:
         shared.setdefault(id(inputs.stats), []).append(inputs.layer.name.rsplit(".", 1)[-1])
-    assert sorted(shared.values()) == [["down_proj"], ["gate_proj", "up_proj"], ["o_proj"], ["q_proj", "k_proj", "v_proj"]]
+    assert sorted(shared.values()) == [
+        ["down_proj"],
+        ["gate_proj", "up_proj"],
+        ["o_proj"],
+        ["q_proj", "k_proj", "v_proj"],
+    ]
 
 
 @pytest.mark.parametrize("stop_at", [0, 1])

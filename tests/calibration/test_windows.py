@@ -5,7 +5,7 @@ from itertools import chain, count, repeat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from calibrune.calibration import windows as windows_module
@@ -211,6 +211,15 @@ def test_a_tokenizer_without_the_token_that_a_policy_needs_is_an_error(make_toke
 def test_what_a_tokenizer_puts_around_a_text_is_found(make_tokenizer):
     assert Frame.of(make_tokenizer(adds="<s> $A </s>")) == Frame((BOS,), (EOS,), BOS, EOS, " ")
     assert Frame.of(make_tokenizer(adds="$A", bos=False, eos=False)) == Frame((), (), None, None, " ")
+
+
+def test_a_vocabulary_without_letters_does_not_hide_what_stands_around_a_text():
+    model = Tokenizer(models.BPE(vocab={"<s>": BOS, "</s>": EOS, "A": 2, "C": 3}, merges=[]))
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
+    dna = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>")
+    assert Frame.of(dna) == Frame((BOS,), (EOS,), BOS, EOS, "")
 
 
 def test_an_unknown_policy_is_an_error():

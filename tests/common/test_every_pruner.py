@@ -9,7 +9,14 @@ from calibrune.activations import LayerStats
 from calibrune.patterns import SemiStructured, SparsityPattern, Unstructured
 from calibrune.pruners import PRUNERS, PrunedWeight
 
-PATTERNS = [Unstructured(0.0), Unstructured(0.3), Unstructured(0.5), Unstructured(0.9), SemiStructured(2, 4), SemiStructured(1, 8)]
+PATTERNS = [
+    Unstructured(0.0),
+    Unstructured(0.3),
+    Unstructured(0.5),
+    Unstructured(0.9),
+    SemiStructured(2, 4),
+    SemiStructured(1, 8),
+]
 every_method = pytest.mark.parametrize("name", PRUNERS)
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 

@@ -72,6 +72,11 @@ def test_rows_of_parquet_are_counted_across_row_groups(tmp_path):
     }
 
 
+def test_a_column_of_categories_is_text_too(tmp_path):
+    path = parquet(tmp_path / "a.parquet", text=pa.array(["x", "y", "x"]).dictionary_encode())
+    assert list(read(path).values()) == ["x", "y", "x"]
+
+
 @pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.txt.gz", gzip.compress)])
 def test_a_text_file_is_one_document(tmp_path, name, pack):
     path = written(tmp_path, name, pack(b"one paragraph\n\nand another"))

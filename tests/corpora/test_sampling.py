@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrune.corpora.sampling import documents_in_random_order
 from calibrune.corpora.document import Document
+from calibrune.corpora.sampling import documents_in_random_order
 from calibrune.errors import CorpusError
 from calibrune.seeds import rank_of
 

@@ -31,7 +31,13 @@ def test_n_of_m_counts_the_weights_that_stay():
 SCORES = st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
 
 
-@given(rows=st.integers(1, 6), cols=st.integers(1, 33), sparsity=st.floats(0, 0.99), levels=st.integers(1, 9), chance=SCORES)
+@given(
+    rows=st.integers(1, 6),
+    cols=st.integers(1, 33),
+    sparsity=st.floats(0, 0.99),
+    levels=st.integers(1, 9),
+    chance=SCORES,
+)
 def test_exactly_as_many_go_as_were_asked_for_ties_or_not(rows, cols, sparsity, levels, chance):
     scores = torch.randint(levels, (rows, cols), generator=chance).float()
     pattern = Unstructured(sparsity)

@@ -144,7 +144,9 @@ class Replay:
         before: Tensor | None = None
         for block, result in zip(self._blocks, expected, strict=True):
             before = self.run(block.index, probe, before)
-            if before is None or not torch.allclose(before.float(), result.float(), rtol=1e-3, atol=1e-3, equal_nan=True):
+            if before is None or not torch.allclose(
+                before.float(), result.float(), rtol=1e-3, atol=1e-3, equal_nan=True
+            ):
                 raise ModelError(
                     f"{block.name} of {type(self._model).__name__} gives another result when it is run by itself than "
                     f"inside the model; this architecture passes more between its blocks than hidden states and is "

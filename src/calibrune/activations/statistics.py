@@ -67,7 +67,9 @@ class LayerStats:
         statistic = self._by_type.get(kind)
         if not isinstance(statistic, kind):
             collected = ", ".join(k.__name__ for k in self._by_type) or "none"
-            raise KeyError(f"{kind.__name__} was not collected (collected: {collected}); a pruner must list it in `requires`")
+            raise KeyError(
+                f"{kind.__name__} was not collected (collected: {collected}); a pruner must list it in `requires`"
+            )
         return statistic
 
     def update(self, x: Float[Tensor, "tokens in"]) -> None:

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
 from calibrune.calibration.filters import Filter
-from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.calibration.windows import GIVE_UP_AFTER, Frame, Windows, cut_windows
 from calibrune.corpora.document import Corpus, Document
+from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.settings import settings
 

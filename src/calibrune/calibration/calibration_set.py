@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,8 +38,7 @@ class CalibrationSet:
     """All that is known of how the tokens came to be, as JSON; `source` at the least."""
 
     def __post_init__(self) -> None:
-        _check_tokens(self.input_ids, "the input_ids of a calibration set")
-        object.__setattr__(self, "input_ids", self.input_ids.detach().to("cpu", torch.int64).contiguous())
+        object.__setattr__(self, "input_ids", _checked(self.input_ids, "the input_ids of a calibration set"))
         object.__setattr__(self, "manifest", {**self.manifest, **self._facts()})
 
     @classmethod
@@ -50,13 +49,13 @@ class CalibrationSet:
         return build(recipe, tokenizer, **limits)
 
     @classmethod
-    def from_ids(cls, input_ids: Int[Tensor, "batch seq"], **source: Any) -> "CalibrationSet":
-        """A set from one's own tokens; `source` is recorded.
+    def from_ids(cls, input_ids: Tensor, **source: Any) -> "CalibrationSet":
+        """A set from one's own tokens: whole numbers of any width, [n_samples, seq_len]; `source` is recorded.
 
         Raises:
             CalibrationError: these are no token ids: not whole numbers, not of rank 2, empty, or below 0.
         """
-        return cls(input_ids, {"source": {"kind": "token ids", **source}})
+        return cls(_checked(input_ids, "the token ids"), {"source": {"kind": "token ids", **source}})
 
     @classmethod
     def from_safetensors(cls, path: Path | str) -> "CalibrationSet":
@@ -193,7 +192,7 @@ def check_length(seq_len: int, context_length: int | None) -> None:
         )
 
 
-def _check_tokens(ids: Tensor, what: str) -> None:
+def _checked(ids: Tensor, what: str) -> Int64[Tensor, "batch seq"]:
     if ids.dtype not in _INTEGERS:
         raise CalibrationError(f"{what} are {str(ids.dtype).removeprefix('torch.')}, but token ids are whole numbers")
     if ids.ndim != 2:
@@ -202,9 +201,10 @@ def _check_tokens(ids: Tensor, what: str) -> None:
         raise CalibrationError(f"{what} have the shape {list(ids.shape)}, but at least [1, 2] is needed")
     if (lowest := int(ids.min())) < 0:
         raise CalibrationError(f"{what} hold {lowest}, but no token id is below 0: cut the padding off")
+    return ids.detach().to("cpu", torch.int64).contiguous()
 
 
-def _read_tokens(path: Path) -> Tensor:
+def _read_tokens(path: Path) -> Int64[Tensor, "batch seq"]:
     if not path.is_file():
         raise CalibrationError(f"there is no file {path} to read token ids from")
     try:
@@ -215,11 +215,10 @@ def _read_tokens(path: Path) -> Tensor:
                     f"{path} has no tensor 'input_ids', only {', '.join(map(repr, names)) or 'none at all'}: "
                     "save the token ids [n_samples, seq_len] under this name"
                 )
-            input_ids: Tensor = file.get_tensor("input_ids")
+            found: Tensor = file.get_tensor("input_ids")
     except SafetensorError as error:
         raise CalibrationError(f"{path} cannot be read as safetensors: {error}") from None
-    _check_tokens(input_ids, f"the input_ids in {path}")
-    return input_ids
+    return _checked(found, f"the input_ids in {path}")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

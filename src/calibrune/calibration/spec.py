@@ -144,9 +144,7 @@ def source_options() -> dict[str, list[str]]:
     """For every kind of source its options with their defaults, for `calibrune list sources`."""
 
     def shown(kind: type, *without: str) -> list[str]:
-        return [
-            f"{f.name}={f.default}" for f in fields(kind) if f.name not in without and f.default is not MISSING
-        ]
+        return [f"{f.name}={f.default}" for f in fields(kind) if f.name not in without and f.default is not MISSING]
 
     windows = ["windows=packed", *shown(Windows, "policy")]
     generated = shown(SelfGeneration, "model", "sampling", "seed") + shown(Sampling) + shown(PerplexityFilter)

@@ -46,6 +46,8 @@ class Windows:
 
 
 class CutWindows(NamedTuple):
+    """Windows, and where each is from."""
+
     input_ids: Int64[Tensor, "batch seq"]
     document_ids: tuple[tuple[str, ...], ...]
     """For each window, the documents that it has tokens of."""
@@ -72,12 +74,13 @@ class Frame:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Frame":
+        """Look at what the tokenizer makes of one letter and of two."""
         bare = tokenize(tokenizer, "a")
         framed = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
-        # a vocabulary without "a" shows no place between: then all but an EOS counts as before
-        at = len(framed) - (framed[-1:] == [tokenizer.eos_token_id])
-        if bare:
-            at = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        # a vocabulary without "a" shows no place for a text: then all but an EOS counts as before it
+        all_but_eos = len(framed) - (framed[-1:] == [tokenizer.eos_token_id])
+        places = (i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare)
+        at = next(places, all_but_eos)
         return cls(
             before=tuple(framed[:at]),
             after=tuple(framed[at + len(bare) :]),

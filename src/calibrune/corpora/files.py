@@ -23,7 +23,8 @@ class FileCorpus:
 
     - `.jsonl`, `.json`: one JSON object per line, its text in `text_field`;
     - `.parquet`: one row per document, its text in the column `text_field`;
-    - `.txt`: the whole file is one document.
+    - `.txt`: the whole file is one document, so that every seed draws the same one: for a study over seeds, write JSON
+      lines.
 
     All but `.parquet` may be packed: `.jsonl.gz`, `.txt.zst`. Documents without text (empty, blank, null) are skipped.
     """
@@ -101,6 +102,8 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[tuple[int, str | None
             if text_field not in schema.names:
                 raise _no_such_field(str(path), text_field, schema.names)
             kind = schema.field(text_field).type
+            if pyarrow.types.is_dictionary(kind):
+                kind = kind.value_type
             if not any(is_it(kind) for is_it in _string_types(pyarrow.types)):
                 raise CorpusError(f"the column {text_field!r} of {path} holds {kind}, not text; name a column of text")
             number = 0

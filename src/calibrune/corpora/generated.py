@@ -113,10 +113,15 @@ class SelfGeneration:
         if self.prompts == "bos":
             first = begin or [self.model.tokenizer.bos_token_id]
             if first == [None]:
-                raise CorpusError("prompts='bos' was asked for, but the tokenizer has no BOS token; use prompts='random'")
+                raise CorpusError(
+                    "prompts='bos' was asked for, but the tokenizer has no BOS token; use prompts='random'"
+                )
             yield from ((f"bos/{i}", first) for i in itertools.count())
         elif self.prompts == "random":
-            ordinary = sorted(set(range(min(self.model.vocab_size, len(self.model.tokenizer)))) - set(self.model.tokenizer.all_special_ids))
+            ordinary = sorted(
+                set(range(min(self.model.vocab_size, len(self.model.tokenizer))))
+                - set(self.model.tokenizer.all_special_ids)
+            )
             for i in itertools.count():
                 place = seed_for(self.seed, "first token", str(i)) % len(ordinary)
                 yield f"random/{i}", [*begin, ordinary[place]]
@@ -129,7 +134,9 @@ class SelfGeneration:
                         found = True
                         yield f"{document.id}/{draw}", [*begin, *ids]
                 if not found:
-                    raise CorpusError(f"{self.prompts.name!r} has no document with a token in it; it cannot give prompts")
+                    raise CorpusError(
+                        f"{self.prompts.name!r} has no document with a token in it; it cannot give prompts"
+                    )
 
     def _tokens(self, document: Document) -> list[int]:
         # a document's first k tokens lie in its first characters; a whole book need not be tokenized for them

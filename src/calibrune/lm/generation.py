@@ -226,14 +226,18 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._longest = longest
         self._buffers: list[Tensor] = []
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self._buffers or end > self._buffers[0].shape[-2]:
             room = min(max(2 * end, 64), max(self._longest, end))
-            grown = [states.new_empty(*states.shape[:-2], room, states.shape[-1]) for states in (key_states, value_states)]
+            grown = [
+                states.new_empty(*states.shape[:-2], room, states.shape[-1]) for states in (key_states, value_states)
+            ]
             for new, old in zip(grown, self._buffers, strict=False):
                 new[..., :start, :] = old[..., :start, :]
             self._buffers = grown
