@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from math import exp, inf, isfinite, sqrt
 from statistics import mean, stdev
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -23,9 +23,8 @@ from calibrune.settings import settings
 
 Average = Literal["mean_of_perplexities", "exp_of_mean_loss"]
 
-Items = Annotated[int, Field(ge=1)] | None
 
-
+@runtime_checkable
 class Perplexity(Protocol):
     """A way to measure perplexity. Implementations are settings classes: their fields are what can be chosen."""
 
@@ -73,7 +72,7 @@ class WindowPerplexity:
         """
         _check_limit(limit)
         context = _context(lm)
-        if self.seq_len > context:
+        if context is not None and self.seq_len > context:
             raise ConfigError(
                 f"windows of {self.seq_len} tokens do not fit in the model's context of {context}; "
                 f"use seq_len={context} or less"
@@ -149,7 +148,7 @@ class TextPerplexity:
         """Both averages from one pass through the texts; `average` chooses neither."""
         _check_limit(limit)
         chosen = list(islice(texts, limit))
-        longest = int(min(self.max_tokens or inf, _context(lm), 2**62))
+        longest = min((bound for bound in (self.max_tokens, _context(lm)) if bound is not None), default=None)
         all_ids = [_token_ids(lm, text) for text in chosen]
         long_enough = [ids[:longest] for ids in all_ids if len(ids) > 1]
         if not long_enough:
@@ -162,7 +161,7 @@ class TextPerplexity:
             "tokens": sum(map(len, long_enough)),
             "texts": len(chosen),
             "skipped_texts": len(chosen) - len(long_enough),
-            "cut_texts": sum(len(ids) > longest for ids in all_ids),
+            "cut_texts": sum(len(ids[:longest]) < len(ids) for ids in all_ids),
             **_what_was_measured(lm, "\x1e".join(chosen)),
         }
         averages: tuple[Average, Average] = ("mean_of_perplexities", "exp_of_mean_loss")
@@ -211,9 +210,9 @@ def _check_limit(limit: int | None) -> None:
         raise ConfigError(f"limit must be at least 1, got {limit}")
 
 
-def _context(lm: LanguageModel) -> float:
-    """The longest sequence that the model was made for; inf where its config does not say."""
-    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or inf
+def _context(lm: LanguageModel) -> int | None:
+    """The longest sequence that the model was made for; None where its config does not say."""
+    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _token_ids(lm: LanguageModel, text: str, *, special: bool = True) -> list[int]:

@@ -34,16 +34,16 @@ def token_log_likelihoods(
 
     Args:
         model: a causal language model; on whatever device it is, the ids follow.
-        input_ids: sequences without padding, or padded on the right: in a causal model no real token looks at what
-            follows it, so its value is exact without a mask, and the values at the padding mean nothing.
+        input_ids: sequences of one token or more, without padding, or padded on the right: in a causal model no real
+            token looks at what follows it, so values are exact without a mask; those at the padding mean nothing.
         logits_bytes: what the logits of one step may take, as float32. Never less than those of one position of one
             sequence. A model whose `forward` takes no `logits_to_keep`, or whose head is fed by something that is
             neither its `base_model` nor its decoder, is run one sequence at a time with all its logits.
     """
     input_ids = input_ids.to(model.device)
     n_positions = input_ids.shape[1] - 1
-    if n_positions < 1 or not len(input_ids):
-        return torch.zeros(len(input_ids), max(n_positions, 0), device=input_ids.device)
+    if not n_positions or not len(input_ids):
+        return torch.zeros(len(input_ids), n_positions, device=input_ids.device)
     positions_at_a_time = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
     with _evaluating(model):
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
@@ -59,7 +59,7 @@ def text_log_likelihoods(
     *,
     batch_tokens: int = 4096,
     description: str = "scoring",
-) -> list[Float[Tensor, "seq-1"]]:
+) -> list[Float[Tensor, "_"]]:
     """`token_log_likelihoods` of many sequences of any lengths, in their order, on the CPU.
 
     A sequence of one token or none has no token to predict: its tensor is empty.
@@ -68,13 +68,15 @@ def text_log_likelihoods(
         batch_tokens: tokens in one forward, padding included; a longer sequence goes alone.
         description: what the progress bar is called.
     """
-    result = [torch.zeros(0)] * len(texts_ids)
-    with progress_bar(description, total=len(texts_ids), unit="text") as bar:
-        for batch in batch_by_length([len(ids) for ids in texts_ids], batch_tokens):
+    result = [torch.zeros(0) for _ in texts_ids]
+    scored = [i for i, ids in enumerate(texts_ids) if len(ids) > 1]
+    with progress_bar(description, total=len(scored), unit="text") as bar:
+        for batch in batch_by_length([len(texts_ids[i]) for i in scored], batch_tokens):
+            indices = [scored[i] for i in batch]
             # what the padding holds does not matter: nothing real looks at it
-            padded = pad_sequence([torch.tensor(texts_ids[i], dtype=torch.long) for i in batch], batch_first=True)
-            for index, values in zip(batch, token_log_likelihoods(model, padded).cpu(), strict=True):
-                result[index] = values[: max(len(texts_ids[index]) - 1, 0)].clone()
+            padded = pad_sequence([torch.tensor(texts_ids[i]) for i in indices], batch_first=True)
+            for index, values in zip(indices, token_log_likelihoods(model, padded).cpu(), strict=True):
+                result[index] = values[: len(texts_ids[index]) - 1].clone()
             bar.update(len(batch))
     return result
 

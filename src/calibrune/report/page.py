@@ -1,0 +1,131 @@
+"""A report as one HTML file: it opens offline, asks nobody for anything, and prints well."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import ClassVar
+
+from calibrune.errors import ConfigError, OutputError
+from calibrune.report.extras import import_extra
+from calibrune.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    kind: ClassVar[str] = "heading"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    kind: ClassVar[str] = "paragraph"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table, with a line under it that says what the numbers are."""
+
+    table: Table
+    caption: str = ""
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG from `report.plots`: it goes into the page as it is, so it must come from nowhere else."""
+
+    svg: str
+    alt: str
+    """What the picture shows, for those who cannot see it."""
+    caption: str = ""
+    kind: ClassVar[str] = "picture"
+
+    def __post_init__(self) -> None:
+        if not self.svg.lstrip().startswith("<svg") or "<script" in self.svg.lower():
+            raise ConfigError(f"a picture is an SVG element without scripts, got {self.svg[:40]!r}")
+
+
+@dataclass(frozen=True)
+class Preformatted:
+    """Text whose lines and blanks matter: a command, a recipe, a log."""
+
+    text: str
+    caption: str = ""
+    kind: ClassVar[str] = "preformatted"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model wrote to one prompt, before and after."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts side by side; one above the other where there is no room."""
+
+    samples: Sequence[Sample]
+    before: str = "dense"
+    """What the left one is called."""
+    after: str = "pruned"
+    kind: ClassVar[str] = "samples"
+
+
+Section = Heading | Paragraph | Grid | Picture | Preformatted | Samples
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title, a few words under it, facts in a strip, and sections from top to bottom."""
+
+    title: str
+    sections: Sequence[Section]
+    lede: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    """Pairs of a label and a value: model, method, seed."""
+    footer: str = ""
+    """Where the numbers come from: version, command, date."""
+
+    def html(self) -> str:
+        """The page; all text is escaped, whoever wrote it.
+
+        Raises:
+            ConfigError: jinja2 is not installed.
+        """
+        jinja2 = import_extra("jinja2")
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("calibrune", "report"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        html: str = environment.get_template("page.html.jinja").render(page=self)
+        return html
+
+    def write(self, path: Path) -> None:
+        """Write the page to a file, whole or not at all; an older one is replaced.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        html = self.html()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
+                file.write(html)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
+        try:
+            # a temporary file is its owner's alone; a report is for others too
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError as error:
+            Path(file.name).unlink(missing_ok=True)
+            raise OutputError(f"cannot write {path}: {error}") from error

@@ -1,0 +1,189 @@
+"""Charts as SVG: sober, legible without colour, and with their text as text.
+
+The two colours are Okabe and Ito's, which people with any kind of colour vision can tell apart; what differs in kind
+differs in place as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import mean
+from textwrap import wrap
+from typing import Any
+
+from calibrune.errors import ConfigError
+from calibrune.report.extras import import_extra
+from calibrune.report.tables import shown
+
+BLUE, VERMILION = "#0072B2", "#D55E00"
+INK, MUTED, GRID = "#1F2933", "#5F6B7A", "#E4E7EB"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+WIDTH, HEIGHT = 720, 270
+
+
+def bar_chart(
+    rows: Sequence[Mapping[str, Any]],
+    x: str,
+    y: str,
+    *,
+    error: str | None = None,
+    title: str = "",
+    y_title: str | None = None,
+    log: bool = False,
+) -> str:
+    """One bar a row, with its value above it, as SVG.
+
+    Args:
+        rows: what to show, in the order to show it; `x` names a row and is different in each.
+        x, y: keys of the name and of the value. A value that is None or not finite is written and not drawn.
+        error: key of the standard error, drawn to either side; None in a row means that it has none.
+        log: a logarithmic axis, for values over 0. It has no zero for bars to stand on, so points are drawn instead.
+    """
+    alt = import_extra("altair")
+    data = [_bar(row[x], row[y], row.get(error) if error else None) for row in rows]
+    drawn = [row for row in data if row["y"] is not None]
+    if log and any(row["low"] <= 0 for row in drawn):
+        raise ConfigError(f"a logarithmic axis takes only values over 0, their errors included; {y} has others")
+    if len({row["x"] for row in data}) < len(data):
+        raise ConfigError(f"two rows have the same {x}, so they would be drawn as one bar")
+    low = min((row["low"] for row in drawn), default=1.0)
+    high = max((row["high"] for row in drawn), default=1.0)
+    width = max(WIDTH, 64 * len(data))
+    for row in data:
+        row["x"] = "\n".join(wrap(row["x"], max(8, width // len(data) // 7))) or " "
+    if log:
+        scale = alt.Scale(
+            type="log", domain=[low * (low / high) ** 0.1 * 0.9, high * (high / low) ** 0.1 * 1.1], nice=False
+        )
+        grid: dict[str, Any] = {
+            "values": [m * 10.0**e for e in range(-9, 13) for m in (1, 2, 5)][:: 1 if high < 50 * low else 3]
+        }
+    else:
+        scale = alt.Scale(domain=[min(low * 1.15, 0.0), max(high * 1.12, 0.0) or 1.0], nice=False)
+        grid = {"tickCount": 6}
+    names = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, labelExpr="split(datum.label, '\\n')"))
+    values = alt.Y("y:Q", title=y if y_title is None else y_title, scale=scale, axis=alt.Axis(**grid))
+    base = alt.Chart(alt.Data(values=data)).encode(x=names)
+    if log:
+        marks = base.mark_point(color=BLUE, filled=True, size=90, opacity=1)
+    else:
+        marks = base.mark_bar(color=BLUE, width=alt.RelativeBandSize(0.55))
+    # in the language of Vega, where an invalid number is one that is missing
+    has_value, has_error = "isValid(datum.y)", "isValid(datum.error)"
+    above, below = "isValid(datum.y) && datum.y >= 0", "isValid(datum.y) && datum.y < 0"
+    layers = [
+        marks.encode(y=values).transform_filter(has_value),
+        base.mark_rule(color=INK, strokeWidth=1.5).encode(y="low:Q", y2="high:Q").transform_filter(has_error),
+        base.mark_tick(color=INK, width=10, thickness=1.5).encode(y="low:Q").transform_filter(has_error),
+        base.mark_tick(color=INK, width=10, thickness=1.5).encode(y="high:Q").transform_filter(has_error),
+        base.mark_text(color=INK, dy=-11, fontSize=12).encode(y="high:Q", text="label:N")
+        .transform_filter(above),
+        base.mark_text(color=INK, dy=12, fontSize=12).encode(y="low:Q", text="label:N")
+        .transform_filter(below),
+        base.mark_text(color=MUTED, dy=-8, fontSize=12).encode(y=alt.value(HEIGHT), text="label:N")
+        .transform_filter("!isValid(datum.y)"),
+    ]  # fmt: skip
+    if not log and low < 0:
+        layers.append(alt.Chart(alt.Data(values=[{}])).mark_rule(color=MUTED).encode(y=alt.datum(0)))
+    return _svg(alt.layer(*layers).properties(width=width, height=HEIGHT), title)
+
+
+def layer_chart(rows: Sequence[tuple[int, str, float]], *, title: str = "", y_title: str = "sparsity") -> str:
+    """The measured sparsity of every layer as SVG: a strip for each kind of layer, its blocks from left to right.
+
+    Strips and not colours: seven kinds at the same 50% would hide each other in one panel.
+
+    Args:
+        rows: index of the block, kind of the layer ("q_proj"), its sparsity in [0, 1]; strips stand in the order in
+            which their kinds first appear.
+    """
+    alt = import_extra("altair")
+    if not rows:
+        raise ConfigError("a chart of layers needs at least one layer")
+    blocks, kinds, values = zip(*rows, strict=True)
+    # room above and below: all values may be the same
+    low, high = max(0.0, min(values) - 0.05), min(1.0, max(values) + 0.05)
+    extremes = [min(values), max(values)] if max(values) - min(values) > 0.02 else [mean(values)]
+    percent = alt.Axis(format=".1%", values=extremes)
+    strip_names = {
+        "labelAngle": 0, "labelAlign": "left", "labelPadding": 14, "labelColor": INK, "labelFontSize": 12,
+        "titleColor": INK, "titleFontSize": 12, "titleFontWeight": "normal",
+    }  # fmt: skip
+    base = alt.Chart(width=WIDTH, height=38).encode(
+        x=alt.X("block:Q", title="block", scale=alt.Scale(domain=[min(blocks) - 0.6, max(blocks) + 0.6], nice=False))
+        .axis(tickMinStep=1, format="d", tickCount=min(16, max(blocks) - min(blocks) + 1)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[low, high], nice=False), axis=percent),
+    )  # fmt: skip
+    chart = (
+        alt.layer(
+            base.mark_line(color=BLUE, strokeWidth=1, opacity=0.35),
+            base.mark_point(color=BLUE, filled=True, size=26, opacity=1),
+            data=alt.Data(values=[{"block": b, "kind": k, "value": v} for b, k, v in rows]),
+        )
+        .facet(
+            row=alt.Row("kind:N", sort=list(dict.fromkeys(kinds)), title=y_title, header=alt.Header(**strip_names)),
+            spacing=10,
+        )
+    )  # fmt: skip
+    return _svg(chart, title)
+
+
+def histogram(
+    values: Sequence[float], *, title: str = "", x_title: str = "", y_title: str = "texts", bins: int = 30
+) -> str:
+    """How the values are spread, as SVG: counts in at most `bins` bins of a round width, and a rule at the median.
+
+    Values that are not finite are left out, and the x axis says how many.
+    """
+    alt = import_extra("altair")
+    finite = [value for value in values if isfinite(value)]
+    if not finite:
+        raise ConfigError(f"none of the {len(values)} values is finite: there is nothing to draw")
+    if left_out := len(values) - len(finite):
+        x_title = f"{x_title} ({left_out} not finite, left out)".strip()
+    data = alt.Data(values=[{"value": value} for value in finite])
+    bars = (
+        alt.Chart(data)
+        .mark_bar(color=BLUE, binSpacing=1)
+        .encode(
+            x=alt.X("value:Q", bin=alt.Bin(maxbins=bins), title=x_title, axis=alt.Axis(tickCount=10)),
+            y=alt.Y("count():Q", title=y_title),
+        )
+    )
+    median = alt.Chart(data).transform_aggregate(median="median(value)")
+    rule = median.mark_rule(color=VERMILION, strokeWidth=2).encode(x="median:Q")
+    label = median.mark_text(color=VERMILION, align="left", dx=6, dy=8, fontSize=12).encode(
+        x="median:Q", y=alt.value(0), text="label:N"
+    )
+    label = label.transform_calculate(label="'median ' + format(datum.median, '.4')")
+    return _svg(alt.layer(bars, rule, label).properties(width=WIDTH, height=HEIGHT), title)
+
+
+def _bar(name: Any, value: float | None, error: float | None) -> dict[str, Any]:
+    label = shown(float(value)) if value is not None else "no value"
+    if value is None or not isfinite(value):
+        return {"x": str(name), "y": None, "error": None, "low": 0.0, "high": 0.0, "label": label}
+    spread = error if error is not None and isfinite(error) else None
+    bounds = {"low": value - (spread or 0.0), "high": value + (spread or 0.0)}
+    return {"x": str(name), "y": value, "error": spread, "label": label, **bounds}
+
+
+def _svg(chart: Any, title: str) -> str:
+    axis = {
+        "labelColor": MUTED, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+        "gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "titlePadding": 10, "labelPadding": 4,
+    }  # fmt: skip
+    chart = chart.properties(background="white", padding={"left": 0, "right": 8, "top": 4, "bottom": 4}).configure(
+        font=FONT,
+        view={"stroke": None},
+        axis=axis,
+        axisX={"grid": False},
+        axisY={"domain": False, "ticks": False},
+        legend={"labelColor": INK, "labelFontSize": 12, "symbolSize": 60, "labelLimit": 200},
+        title={"anchor": "start", "color": INK, "fontSize": 14, "fontWeight": 600, "offset": 12},
+    )
+    if title:
+        chart = chart.properties(title=title)
+    alt, vl_convert = import_extra("altair"), import_extra("vl_convert")
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    svg: str = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=version)
+    return svg

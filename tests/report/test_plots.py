@@ -1,0 +1,79 @@
+"""Charts: what they say as text, and what they refuse to draw."""
+
+import math
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from calibrune.errors import ConfigError
+from calibrune.report.plots import bar_chart, histogram, layer_chart
+
+ROWS = [
+    {"data": "dense", "ppl": 18.6, "stderr": 0.12},
+    {"data": "self-generated & <b>", "ppl": 31.2, "stderr": 0.8},
+    {"data": "wikipedia", "ppl": 36.9, "stderr": None},
+]
+
+
+def words(svg: str) -> list[str]:
+    """All text of an SVG, which must be well-formed and ask for nothing from outside."""
+    root = ElementTree.fromstring(svg)
+    assert root.tag.endswith("svg")
+    assert "href" not in svg
+    assert "@import" not in svg
+    return [text for node in root.iter() if node.tag.endswith("}text") for text in node.itertext()]
+
+
+def test_a_bar_chart_writes_its_names_and_values_as_text():
+    found = words(bar_chart(ROWS, "data", "ppl", error="stderr", title="What it costs", y_title="perplexity"))
+    for text in ("What it costs", "perplexity", "dense", "18.60", "31.20", "36.90", "self-generated & <b>"):
+        assert text in found
+
+
+def test_a_logarithmic_axis_shows_its_powers():
+    rows = [{"data": "a", "ppl": 20.0}, {"data": "b", "ppl": 20_000.0}]
+    assert {"100", "1,000", "10,000", "20,000"} <= set(words(bar_chart(rows, "data", "ppl", log=True)))
+
+
+def test_what_cannot_be_drawn_is_written():
+    rows = [*ROWS, {"data": "inf", "ppl": math.inf, "stderr": None}, {"data": "none", "ppl": None, "stderr": None}]
+    for log in (False, True):
+        found = words(bar_chart(rows, "data", "ppl", error="stderr", log=log))
+        assert {"inf", "no value", "18.60"} <= set(found)
+        assert "no value" in words(bar_chart(rows[-1:], "data", "ppl", log=log))
+
+
+def test_values_below_zero_hang_from_the_line():
+    rows = [{"method": "up", "gain": 0.5, "se": 0.2}, {"method": "down", "gain": -1.5, "se": 0.3}]
+    assert {"0.5000", "-1.500"} <= set(words(bar_chart(rows, "method", "gain", error="se")))
+
+
+def test_a_chart_that_would_mislead_is_refused():
+    with pytest.raises(ConfigError, match="values over 0"):
+        bar_chart([{"a": "x", "b": 0.0}], "a", "b", log=True)
+    with pytest.raises(ConfigError, match="two rows have the same a"):
+        bar_chart([{"a": "x", "b": 1.0}, {"a": "x", "b": 2.0}], "a", "b")
+    with pytest.raises(ConfigError, match="at least one layer"):
+        layer_chart([])
+    with pytest.raises(ConfigError, match="none of the 1 values"):
+        histogram([math.nan])
+
+
+def test_equal_sparsities_are_told_apart_by_their_strips():
+    svg = layer_chart([(block, kind, 0.5) for block in range(4) for kind in ("q_proj", "down_proj")], title="layers")
+    found = words(svg)
+    assert found.count("50.0%") == 2
+    assert {"q_proj", "down_proj", "layers", "block", "0", "3"} <= set(found)
+    assert found.index("q_proj") < found.index("down_proj")
+
+
+def test_a_histogram_says_what_it_left_out():
+    found = words(histogram([1.0, 2.0, 2.0, 3.0, math.inf], x_title="perplexity"))
+    assert {"perplexity (1 not finite, left out)", "texts", "median 2"} <= {text.removesuffix(".000") for text in found}
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "altair", None)
+    with pytest.raises(ConfigError, match=r"need altair.*pip install 'calibrune\[report\]'"):
+        histogram([1.0])
