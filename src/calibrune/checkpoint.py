@@ -171,12 +171,14 @@ def _card(manifest: dict[str, Any]) -> str:
     """The model card: what was done, how to load it, what it does not give."""
     request, report, calibration = manifest["request"], manifest["report"], manifest["calibration"]
     base = request["model"]["name"]
-    data = (
-        f"{calibration['n_samples']} sequences of {calibration['seq_len']} tokens, source "
-        f"`{calibration['source'].get('name', calibration['source']['kind'])}`, fingerprint `{calibration['fingerprint']}`"
-        if calibration
-        else "none (the method needs none)"
-    )
+    data = "none (the method needs none)"
+    if calibration:
+        source = calibration["source"].get("name", calibration["source"]["kind"])
+        data = (
+            f"{calibration['n_samples']} sequences of {calibration['seq_len']} tokens, source `{source}`, "
+            f"fingerprint `{calibration['fingerprint']}`"
+        )
+    made_with = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     settings = ", ".join(f"{k}={v}" for k, v in request["pruner"].items() if k != "name")
     front = [
         "---",
@@ -200,7 +202,7 @@ def _card(manifest: dict[str, Any]) -> str:
             f"({report['coverage']:.1%} of all parameters), asked for as `{request['pattern']}`",
             f"- **calibration data**: {data}",
             f"- **allocation**: {request['allocation']['name']}; **propagation**: {request['propagate']}",
-            f"- **made with**: {', '.join(f'{k} {v}' for k, v in manifest['versions'].items())}; run `{manifest['key']}`",
+            f"- **made with**: {made_with}; run `{manifest['key']}`",
             "",
             "```python",
             "from transformers import AutoModelForCausalLM",

@@ -250,7 +250,7 @@ def inspect(
     else:
         typer.echo(f"{found['architecture']}, {found['parameters']:,} parameters, {found['dtype']}")
         typer.echo(
-            f"{found['blocks']} blocks, {len(found['layers'])} prunable layers: {found['coverage']:.1%} of the parameters"
+            f"{found['blocks']} blocks, {len(found['layers'])} prunable layers, {found['coverage']:.1%} of all parameters"
         )
         _print_by_kind(found["layers"])
     return None

@@ -211,9 +211,9 @@ def _page(
             ),
             Heading("What the model wrote to calibrate itself"),
             Paragraph(
-                f"Each text begins with a random token and is drawn with the study's settings. Of every {TEXTS_AT_ONCE}, "
-                f"the 20% with the highest perplexity were dropped ({sum(calibration.dropped.values())} in all); "
-                f"fingerprint {calibration.fingerprint}."
+                f"Each text begins with a random token and is drawn with the study's settings. Of every "
+                f"{TEXTS_AT_ONCE}, the 20% with the highest perplexity were dropped "
+                f"({sum(calibration.dropped.values())} in all); fingerprint {calibration.fingerprint}."
             ),
             *(Preformatted(text[:700]) for text in shown),
             Heading("Before and after"),

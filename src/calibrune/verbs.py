@@ -170,8 +170,10 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         return {name: {"summary": _summary(kind), "options": _options(kind)} for name, kind in table.items()}
     if what == "sources":
         options = source_options()
-        named = {name: {"summary": summary, "options": options[name]} for name, summary in SOURCES.items()}
-        own = {
+        named: dict[str, dict[str, Any]] = {
+            name: {"summary": summary, "options": options[name]} for name, summary in SOURCES.items()
+        }
+        own: dict[str, dict[str, Any]] = {
             "FILE": {
                 "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
                 "options": options["FILE"],

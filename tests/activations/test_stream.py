@@ -109,10 +109,14 @@ def test_layers_with_the_same_input_share_their_statistics():
 def test_nothing_is_left_on_the_model_when_the_walk_is_broken_off(stop_at):
     model = tiny_model()
     model.train()
-    with pytest.raises(RuntimeError, match="on purpose"):
+
+    def break_off() -> None:
         for block in stream_blocks(model, random_ids(), (InputNorm,)):
             if block.block.index == stop_at:
                 raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        break_off()
     assert model.training
     for module in model.modules():
         assert not module._forward_pre_hooks

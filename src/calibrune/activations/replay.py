@@ -163,14 +163,14 @@ def _forwards_replaced(
     try:
         for index, replacement in replacements.items():
             module = blocks[index].module
-            module.forward = replacement(module.forward)  # type: ignore[method-assign]
+            module.forward = replacement(module.forward)
         yield
     finally:
         for index, forward in kept.items():
             if forward is None:
                 vars(blocks[index].module).pop("forward", None)
             else:
-                blocks[index].module.forward = forward  # type: ignore[method-assign]
+                blocks[index].module.forward = forward
 
 
 def _returns(hidden: Tensor | None, in_tuple: bool) -> Callable[..., Callable[..., Any]]:

@@ -29,7 +29,7 @@ class InputStatistic(ABC):
         """Add the inputs of one sequence."""
 
     @abstractmethod
-    def merge(self: S, other: S) -> None:
+    def merge(self, other: "InputStatistic") -> None:
         """Add all that another statistic of the same layer has seen."""
 
 
@@ -47,7 +47,9 @@ class InputNorm(InputStatistic):
         self._sum_of_squares += x.float().square().sum(dim=0)
         self.tokens += len(x)
 
-    def merge(self: S, other: S) -> None:
+    def merge(self, other: "InputStatistic") -> None:
+        if not isinstance(other, InputNorm):
+            raise TypeError(f"InputNorm cannot add up with {type(other).__name__}")
         self._sum_of_squares += other._sum_of_squares
         self.tokens += other.tokens
 

@@ -85,7 +85,7 @@ def _stream(
     description: str,
 ) -> Iterator[BlockInputs]:
     replay = Replay(model, blocks, input_ids)
-    batches = input_ids.split(max(1, batch_tokens // input_ids.shape[1]))
+    batches = torch.split(input_ids, max(1, batch_tokens // input_ids.shape[1]))
     # one buffer for the whole walk: each block's results overwrite what it was given
     hidden: list[Tensor | None] = [None] * len(batches)
 
@@ -117,7 +117,7 @@ def _add_by_sequence(stats: LayerStats, seq_len: int) -> Callable[[Tensor], None
     def add(x: Float[Tensor, "*batch in"]) -> None:
         flat = x.reshape(-1, x.shape[-1])
         # inputs that were routed (experts) have no whole sequences; they are added as they come
-        for sequence in flat.split(seq_len if len(flat) % seq_len == 0 else len(flat)):
+        for sequence in torch.split(flat, seq_len if len(flat) % seq_len == 0 else len(flat)):
             stats.update(sequence)
 
     return add

@@ -42,7 +42,9 @@ class CalibrationSet:
         object.__setattr__(self, "manifest", {**self.manifest, **self._facts()})
 
     @classmethod
-    def build(cls, recipe: "CalibrationRecipe", tokenizer: PreTrainedTokenizerBase, **limits: int | None) -> "CalibrationSet":
+    def build(
+        cls, recipe: "CalibrationRecipe", tokenizer: PreTrainedTokenizerBase, **limits: int | None
+    ) -> "CalibrationSet":
         """Draw documents, filter them, cut them into windows; see `calibrune.calibration.build.build`."""
         from calibrune.calibration.build import build  # the builder needs this class first
 

@@ -126,7 +126,8 @@ def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
     if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
             f"there is no calibration source {source!r}{nearest(source, SOURCES)}; or give the path of a file "
-            f"({', '.join(READERS)}; packed with .gz or .zst), of a .safetensors with input_ids, or of a folder made by `calibrune calibrate`"
+            f"({', '.join(READERS)}; packed with .gz or .zst), of a .safetensors with input_ids, "
+            f"or of a folder made by `calibrune calibrate`"
         )
     return FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
 

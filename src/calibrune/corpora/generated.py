@@ -1,7 +1,7 @@
 """Text that the model to be pruned writes itself: a corpus like any other (Ji et al., 2025, arXiv 2410.17711).
 
-Texts are written in batches of a fixed schedule, and every finished batch is kept on disk: a run that was killed goes on
-with the batch it was at, and gives what an uninterrupted one gives.
+Texts are written in batches of a fixed schedule, and every finished batch is kept on disk: a run that was killed goes
+on with the batch it was at, and gives what an uninterrupted one gives.
 """
 
 import hashlib
@@ -68,7 +68,8 @@ class SelfGeneration:
             "max_new_tokens": self.max_new_tokens,
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "engine": f"transformers {transformers.__version__}, torch {torch.__version__}, {self.model.model.device.type}",
+            "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
+            "device": self.model.model.device.type,
             "format": FORMAT,
             "licence": "the model's own; no text of anybody's but the prompts' first tokens",
         }

@@ -88,7 +88,7 @@ def generate(
     context = context_length(model)
     if context is not None and longest + max_new_tokens > context:
         raise ConfigError(
-            f"prompts of {longest} tokens and {max_new_tokens} new ones are more than the model's context of {context}; "
+            f"prompts of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
             f"use max_new_tokens={max(context - longest, 1)} or less"
         )
     was_training = model.training

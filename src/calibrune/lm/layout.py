@@ -26,7 +26,7 @@ class PrunableLayer:
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The weight as a matrix whose rows are outputs; shares the model's memory."""
-        weight: Tensor = self.module.weight.detach()  # type: ignore[operator,assignment]
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     @property
@@ -81,7 +81,7 @@ def n_parameters(model: PreTrainedModel) -> int:
 
 
 def _block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of blocks: of the module lists with as many entries as the model has layers, the one that weighs most."""
+    """Of the module lists with as many entries as the model has layers, the one that weighs most."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [
         (name, module)
