@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from calibrune import __version__
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, weights_fingerprint
@@ -60,9 +61,8 @@ class PruneRequest:
 
 def versions() -> dict[str, str]:
     """Versions of what can change a number."""
-    return {name: version(name) for name in ("calibrune", "torch", "transformers")} | {
-        "python": platform.python_version()
-    }
+    installed = {name: version(name) for name in ("torch", "transformers")}
+    return {"calibrune": __version__, **installed, "python": platform.python_version()}
 
 
 def check_free(out: Path) -> None:

@@ -250,7 +250,7 @@ def inspect(
     else:
         typer.echo(f"{found['architecture']}, {found['parameters']:,} parameters, {found['dtype']}")
         typer.echo(
-            f"{found['blocks']} blocks, {len(found['layers'])} prunable layers, {found['coverage']:.1%} of all parameters"
+            f"{found['blocks']} blocks, {len(found['layers'])} prunable layers, {found['coverage']:.1%} of parameters"
         )
         _print_by_kind(found["layers"])
     return None
@@ -306,10 +306,16 @@ def demo(
 
 def _configure() -> None:
     """Our own log and transformers' warnings on stderr; its progress bars are replaced by ours."""
+    from transformers.utils import logging as transformers_logging
+
     from calibrune.progress import show_progress
 
-    logging.basicConfig(stream=sys.stderr, format="calibrune: %(message)s")
-    logging.getLogger("calibrune").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("calibrune: %(message)s"))
+    log = logging.getLogger("calibrune")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
     show_progress(True)
 
 

