@@ -22,6 +22,9 @@ from calibrune.lm.loading import context_length
 from calibrune.progress import progress_bar
 from calibrune.settings import settings
 
+KEPT_IDLE = 0.75
+"""A batch is packed anew when no more than this share of its rows is still being written."""
+
 
 @settings
 class Sampling:
@@ -101,7 +104,7 @@ def generate(
 
 
 class _Batch:
-    """The texts that are still being written, row by row; finished rows leave when half of the batch is done."""
+    """The texts that are still being written, row by row; finished rows leave once they are a quarter of the batch."""
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class _Batch:
                 ids = tokens[:, None]
                 self._mask = torch.cat([self._mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
                 self._positions = self._positions[:, -1:] + 1
-                if int(live.sum()) * 2 <= len(live):
+                if int(live.sum()) <= KEPT_IDLE * len(live):
                     kept = live.nonzero().squeeze(-1)
                     rows, live, ids, seen = rows[kept], live[kept], ids[kept], seen[kept]
                     self._mask, self._positions = self._mask[kept], self._positions[kept]
