@@ -1,0 +1,1 @@
+"""Measurements that the README and the docs point to; see README.md here."""

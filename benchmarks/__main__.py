@@ -1,0 +1,22 @@
+"""`python -m benchmarks [NAME ...]`: measure, print, and add rows to results/; all of them without a name."""
+
+import sys
+
+from benchmarks import demo, generation, rounding
+from benchmarks.rows import save
+
+MEASUREMENTS = {"demo": demo.measure, "generation": generation.measure, "rounding": rounding.measure}
+
+
+def main(names: list[str]) -> int:
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        print(f"there is no measurement {unknown[0]!r}; there are: {', '.join(MEASUREMENTS)}", file=sys.stderr)
+        return 2
+    for name in names or MEASUREMENTS:
+        for row in MEASUREMENTS[name]():
+            print(save(name, row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
