@@ -61,7 +61,7 @@ def measure() -> Iterator[dict[str, Any]]:
         },
         "value": median(rates["ours"]),
         "stderr": None,
-        "baseline": f"transformers generate, same batch: {median(rates['theirs']):.1f} tokens/s (and it scores nothing)",
+        "baseline": f"transformers generate, same batch, no scores: {median(rates['theirs']):.1f} tokens/s",
         "ratio": median(rates["ours"]) / median(rates["theirs"]),
         "repeats": REPEATS,
     }

@@ -1,4 +1,4 @@
-"""How far rounding is carried: the share of the mask that differs, block by block, between runs that are equal but for it."""
+"""How far rounding is carried: the share of the mask that differs, block by block, between otherwise equal runs."""
 
 from collections.abc import Iterator
 from typing import Any
