@@ -55,14 +55,22 @@ class FileCorpus:
         Raises:
             CorpusError: the file is missing, damaged, not what its ending says, or has no text in it.
         """
-        _check_is_file(self.path)
         found = number = 0
-        for number, text in READERS[_ending(self.path)](self.path, self.text_field):
+        for number, text in self.rows():
             if text and not text.isspace():
                 found += 1
                 yield Document(text, f"{self.path.name}:{number}")
         if not found:
             raise CorpusError(f"{self.path} has no text in it: all of its {number} lines or rows are blank")
+
+    def rows(self) -> Iterator[tuple[int, str | None]]:
+        """Yield (line or row from 1, text) of every row, empty texts too; None: a blank line, or null for a text.
+
+        Raises:
+            CorpusError: the file is missing, damaged, or not what its ending says.
+        """
+        _check_is_file(self.path)
+        return READERS[_ending(self.path)](self.path, self.text_field)
 
     def describe(self) -> dict[str, Any]:
         """The file by name, size and SHA-256 (never by its folder), and the field that is read."""

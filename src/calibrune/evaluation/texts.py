@@ -1,22 +1,17 @@
 """The texts that perplexity is measured on: named ones, a file, and some that every Python brings along."""
 
-import gzip
-import hashlib
-import json
 import platform
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calibrune.corpora.files import FileCorpus
+from calibrune.corpora.hub import HubFile, hub_file
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.evaluation.perplexity import Perplexity, TextPerplexity, WindowPerplexity
 from calibrune.evaluation.score import Score
 from calibrune.lm.loading import LanguageModel
 from calibrune.settings import nearest
-
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +23,14 @@ class Dataset:
     protocol: Perplexity
     note: str
     """What a reader of the number must know."""
+    hub: HubFile | None = None
+    """Where the hub has it; None: nowhere as it is needed."""
 
 
 DATASETS = {
     "wikitext2": Dataset(
         file="wikitext2_test.jsonl.gz",
+        hub=HubFile("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet"),
         protocol=WindowPerplexity(),
         note="WikiText-2 raw, test split. Ranks Wikipedia first as calibration data where accuracy ranks it last: "
         "never choose calibration data by it.",
@@ -44,6 +42,7 @@ DATASETS = {
     ),
     "alpaca": Dataset(
         file="alpaca.jsonl.gz",
+        hub=HubFile("tatsu-lab/alpaca", "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet"),
         protocol=TextPerplexity(),
         note="Stanford Alpaca in its template, prompt and answer scored alike.",
     ),
@@ -78,34 +77,29 @@ class EvaluationTexts:
 
 
 def evaluation_texts(name: str, data: Path | None = None, protocol: Perplexity | None = None) -> EvaluationTexts:
-    """The texts called `name`: an entry of `DATASETS`, or a .txt, .jsonl or .jsonl.gz file.
+    """The texts called `name`: an entry of `DATASETS`, or any file that `FileCorpus` reads.
 
     Args:
         name: the name or the path; a name wins over a file of the same name.
-        data: the folder that has the named files, in it or in its `corpora/`.
+        data: the folder that has the named files, in it or in its `corpora/`; None: from the hub, where it has them.
         protocol: how to measure, instead of the dataset's own way (for a file: `WindowPerplexity()`).
 
     Raises:
-        ConfigError: there is no such name and no such file, or a named file is wanted and no folder was given.
-        CorpusError: the file is not in the folder, or cannot be read.
+        ConfigError: there is no such name and no such file, or only a folder could have it and none was given.
+        CorpusError: the file is not in the folder, the hub cannot be reached, or the file cannot be read.
     """
-    if name not in DATASETS:
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"there is no evaluation text {name!r}, and no such file{nearest(name, DATASETS)}")
-        return EvaluationTexts(
-            name=path.name, texts=read_texts(path), protocol=protocol or WindowPerplexity(), source=_pinned(path)
-        )
-    dataset = DATASETS[name]
-    if dataset.file is None:
-        texts = tuple(python_documentation())
-        source: dict[str, Any] = {"python": platform.python_version()}
+    if name in DATASETS:
+        dataset = DATASETS[name]
+        own, note = dataset.protocol, {"note": dataset.note}
+        file = None if dataset.file is None else _find(name, dataset, data)
     else:
-        path = _find(name, dataset.file, data)
-        texts, source = read_texts(path), _pinned(path)
-    return EvaluationTexts(
-        name=name, texts=texts, protocol=protocol or dataset.protocol, source={**source, "note": dataset.note}
-    )
+        own, note, file = WindowPerplexity(), {}, Path(name)
+        if not file.is_file():
+            raise ConfigError(f"there is no evaluation text {name!r}, and no such file{nearest(name, DATASETS)}")
+        name = file.name
+    texts = tuple(python_documentation()) if file is None else read_texts(file)
+    source = {"python": platform.python_version()} if file is None else FileCorpus(path=file).describe()
+    return EvaluationTexts(name=name, texts=texts, protocol=protocol or own, source={**source, **note})
 
 
 def python_documentation() -> list[str]:
@@ -118,45 +112,22 @@ def python_documentation() -> list[str]:
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
-    """All texts of a file, empty ones included: the `text` of each JSON line, or a .txt file as one text.
+    """All texts of a file, empty ones included: of WikiText-2, whose rows are lines, the empty ones count.
 
     Raises:
         CorpusError: the file cannot be read, or a line of it has no text.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise CorpusError(f"cannot read {path.name}: evaluation texts are files ending in {', '.join(SUFFIXES)}")
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read {path}: {error}") from error
-    return (text,) if path.suffix == ".txt" else tuple(_texts_of_lines(path, text))
+    return tuple(text for _, text in FileCorpus(path=path).rows() if text is not None)
 
 
-def _texts_of_lines(path: Path, content: str) -> Iterator[str]:
-    # not splitlines(), which also splits at the line separators of Unicode, allowed inside JSON strings
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise CorpusError(f'{path}, line {number}: wanted an object with a "text", got {line[:60]}')
-        yield row["text"]
-
-
-def _find(name: str, file: str, data: Path | None) -> Path:
+def _find(name: str, dataset: Dataset, data: Path | None) -> Path:
+    """The dataset's file: in the data folder where one is given, else from the hub."""
     if data is None:
-        raise ConfigError(
-            f"{name} is read from a data folder with {file} in it, and none was given; python-docs needs none"
-        )
-    for path in (data / "corpora" / file, data / file):
+        if dataset.hub is None:
+            raise ConfigError(f"{name} is read from a data folder with {dataset.file} in it; say which: --data DIR")
+        return hub_file(dataset.hub)
+    places = [data / "corpora" / str(dataset.file), data / str(dataset.file)]
+    for path in places:
         if path.is_file():
             return path
-    raise CorpusError(f"{name}: there is no {file} in {data / 'corpora'} or {data}")
-
-
-def _pinned(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    raise CorpusError(f"{name} was looked for in {places[0]} and {places[1]} and is in neither; check --data")
