@@ -121,7 +121,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
     """All texts of a file, empty ones included: the `text` of each JSON line, or a .txt file as one text.
 
     Raises:
-        CorpusError: the file cannot be read, or a line of it has no text.
+        CorpusError: the file cannot be read, has no text in it, or a line of it has none.
     """
     if not path.name.endswith(SUFFIXES):
         raise CorpusError(f"cannot read {path.name}: evaluation texts are files ending in {', '.join(SUFFIXES)}")
@@ -130,7 +130,10 @@ def read_texts(path: Path) -> tuple[str, ...]:
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {path}: {error}") from error
-    return (text,) if path.suffix == ".txt" else tuple(_texts_of_lines(path, text))
+    texts = (text,) if path.suffix == ".txt" else tuple(_texts_of_lines(path, text))
+    if not any(map(str.strip, texts)):
+        raise CorpusError(f"{path} has no text in it, so there is nothing to measure on; name another file")
+    return texts
 
 
 def _texts_of_lines(path: Path, content: str) -> Iterator[str]:
