@@ -133,7 +133,7 @@ def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None,
 
 def _check_choice(option: str, given: Any, choices: tuple[str, ...]) -> None:
     if given not in choices:
-        raise ConfigError(f"there is no {option} {given!r}{nearest(str(given), choices)}")
+        raise ConfigError(f"{option} cannot be {given!r}{nearest(str(given), choices)}")
 
 
 def inspect(path: str) -> tuple[str, dict[str, Any]]:

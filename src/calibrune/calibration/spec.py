@@ -162,9 +162,8 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
 def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
     if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
-            f"there is no calibration source {source!r}{nearest(source, SOURCES)}; or give the path of a file "
-            f"({', '.join(READERS)}; packed with .gz or .zst), of a .safetensors with input_ids, "
-            f"or of a folder made by `calibrune calibrate`"
+            f"there is no calibration source {source!r}, and no such file ({', '.join(READERS)}, packed or not, or a "
+            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`{nearest(source, SOURCES)}"
         )
     corpus = FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
     check_is_file(path)

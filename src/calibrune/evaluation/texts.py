@@ -153,12 +153,13 @@ def _texts_of_lines(path: Path, content: str) -> Iterator[str]:
 def _find(name: str, file: str, data: Path | None) -> Path:
     if data is None:
         raise ConfigError(
-            f"{name} is read from a data folder with {file} in it, and none was given; python-docs needs none"
+            f"{name} is read from a data folder with {file} in it, and none was given; say which (--data DIR); "
+            f"python-docs needs none"
         )
     for path in (data / "corpora" / file, data / file):
         if path.is_file():
             return path
-    raise CorpusError(f"{name}: there is no {file} in {data / 'corpora'} or {data}")
+    raise CorpusError(f"{name}: there is no {file} in {data / 'corpora'} or {data}: name the folder that has it")
 
 
 def _pinned(path: Path) -> dict[str, Any]:

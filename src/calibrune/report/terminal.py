@@ -88,7 +88,8 @@ def _calibration(manifest: Mapping[str, Any] | None) -> str:
     if manifest is None:
         return "none; the method needs none"
     source = manifest["source"]
-    return f"{_sequences(manifest)} of {source.get('name', source['kind'])}, fingerprint {manifest['fingerprint']}"
+    name = source.get("name") or source.get("file") or source["kind"]
+    return f"{_sequences(manifest)}; source {name}, fingerprint {manifest['fingerprint']}"
 
 
 def _sequences(manifest: Mapping[str, Any]) -> str:
