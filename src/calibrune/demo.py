@@ -191,10 +191,10 @@ def _conclusion(outcomes: list[Outcome]) -> str:
     dense, *pruned = outcomes
     best = [min(pruned, key=lambda o: o.scores[measure].value) for measure in dense.scores]
     measure = next(iter(dense.scores))
-    values = ", ".join(
+    values = "; ".join(
         f"{o.name} {o.scores[measure].value:.4g}" for o in sorted(pruned, key=lambda o: o.scores[measure].value)
     )
-    numbers = f"perplexity on {measure}: dense {dense.scores[measure].value:.4g}, {values}"
+    numbers = f"perplexity on {measure}: dense {dense.scores[measure].value:.4g}; {values}"
     if all(one is best[0] for one in best):
         return f"At {PATTERN}, {best[0].name} does the least harm by every measure here ({numbers})."
     winners = ", ".join(f"{one.name} on {name}" for one, name in zip(best, dense.scores, strict=True))
