@@ -6,6 +6,7 @@ taken for a whole one. The manifest is the last file in it.
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrune import __version__
+from calibrune.calibration.calibration_set import TOKENS_FILE
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, weights_fingerprint
@@ -67,10 +69,16 @@ def versions() -> dict[str, str]:
 
 def check_free(out: Path) -> None:
     """Raise `OutputError` unless `out` can be written: absent or an empty folder, in a place that takes files."""
-    if out.is_file():
+    if out.exists() and not out.is_dir():
         raise OutputError(f"{str(out)!r} is a file, a folder was expected; choose another --out")
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "is a file" if not place.is_dir() else "cannot be written to"
+        raise OutputError(f"the folder {str(out)!r} cannot be made, for {str(place)!r} {why}; choose another --out")
     if not out.is_dir() or not any(out.iterdir()):
         return
+    if (out / TOKENS_FILE).is_file():
+        raise OutputError(f"the folder {str(out)!r} already holds a calibration set; choose another --out or remove it")
     if manifest := read_manifest(out):
         request = manifest.get("request", {})
         raise OutputError(

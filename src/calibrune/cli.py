@@ -6,27 +6,62 @@ Exit status: 0 done; 2 a request that cannot be met (nothing was written); 1 a f
 import functools
 import json
 import logging
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
+from calibrune import __version__
 from calibrune.errors import CalibruneError
 
 P = ParamSpec("P")
 
+
+class Verbs(TyperGroup):
+    """The verbs; what is wrong with a command line itself is said like any other error."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        standalone = extra.pop("standalone_mode", True)
+        extra["standalone_mode"] = False
+        try:
+            status = super().main(args, *rest, **extra)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # typer's own, by what it can do: its class has moved about
+                raise
+            status = _complain(_usage(error), 2)
+        if standalone:
+            sys.exit(status or 0)
+        return status
+
+
 app = typer.Typer(
     name="calibrune",
-    no_args_is_help=True,
+    cls=Verbs,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    help="Prune large language models after training, with calibration data you can trust.",
     epilog="Start with: calibrune demo",
 )
+
+
+@app.callback(invoke_without_command=True)
+def calibrune(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Prune large language models after training, with calibration data you can trust."""
+    if version:
+        typer.echo(f"calibrune {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    if version:
+        raise typer.Exit
+
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or package:NAME.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make; it must not hold another run.")]
@@ -51,11 +86,13 @@ def command(examples: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            _configure()
             try:
+                _configure()
                 function(*args, **kwargs)
             except CalibruneError as error:
                 raise typer.Exit(_complain(error, error.exit_status)) from None
+            except BrokenPipeError:
+                raise  # nobody reads on (`| head`): typer ends it quietly
             except OSError as error:
                 raise typer.Exit(_complain(error, 1)) from None
             except KeyboardInterrupt:
@@ -105,6 +142,7 @@ def prune(
 ) -> None:
     """Prune a model and save it as a plain Hugging Face folder."""
     from calibrune import verbs
+    from calibrune.report import terminal
 
     manifest = verbs.prune(
         model=model,
@@ -126,9 +164,9 @@ def prune(
     )
     if as_json:
         return _print_json({"out": str(out), **manifest})
-    _print_checkpoint(manifest)
-    typer.echo(f"\nsaved to {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
-    typer.echo("stored dense: the zeros make it neither smaller nor faster in mainstream engines by themselves")
+    typer.echo(terminal.checkpoint_text(manifest))
+    typer.echo(f"\nSaved to {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r}).")
+    typer.echo("It is stored dense: the zeros make it neither smaller nor faster by themselves.")
     return None
 
 
@@ -152,6 +190,7 @@ def calibrate(
 ) -> None:
     """Make a calibration set and save it with its manifest."""
     from calibrune import verbs
+    from calibrune.report import terminal
 
     made = verbs.calibrate(
         spec,
@@ -167,8 +206,8 @@ def calibrate(
     )
     if as_json:
         return _print_json({"out": str(out), **made.manifest})
-    _print_set(made.manifest)
-    typer.echo(f"saved to {out}")
+    typer.echo(terminal.set_text(made.manifest))
+    typer.echo(f"\nSaved to {out}; prune with --calibration {out}.")
     return None
 
 
@@ -197,11 +236,11 @@ def evaluate(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model's perplexity; the protocol is printed with the number."""
+    """Measure a model's perplexity; its protocol is printed too."""
     from dataclasses import asdict
 
     from calibrune import verbs
-    from calibrune.report.tables import Table
+    from calibrune.report import terminal
 
     names = (perplexity or ("wikitext2,alpaca" if data else "python-docs")).split(",")
     scores = verbs.evaluate(
@@ -218,13 +257,7 @@ def evaluate(
     )
     if as_json:
         return _print_json({"model": model, "scores": [asdict(score) for score in scores]})
-    rows = [[s.protocol["dataset"], s.metric, s.value, s.stderr, s.n] for s in scores]
-    typer.echo(Table(["text", "metric", "value", "std. error", "n"], rows).text())
-    for score in scores:
-        shown = {
-            k: v for k, v in score.protocol.items() if k not in ("source", "text_sha256", "dataset") and v is not None
-        }
-        typer.echo(f"{score.protocol['dataset']}: " + ", ".join(f"{k}={v!r}" for k, v in shown.items()))
+    typer.echo(terminal.scores_text(scores))
     return None
 
 
@@ -237,22 +270,15 @@ def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A calibration set, a pruned checkpoint, or a model.")],
     as_json: Json = False,
 ) -> None:
-    """Show what is in a calibration set, a pruned checkpoint, or a model."""
+    """Show what a calibration set, a checkpoint or a model holds."""
     from calibrune import verbs
+    from calibrune.report import terminal
 
     kind, found = verbs.inspect(path)
     if as_json:
         return _print_json({"kind": kind, **found})
-    if kind == "calibration set":
-        _print_set(found)
-    elif kind == "pruned checkpoint":
-        _print_checkpoint(found)
-    else:
-        typer.echo(f"{found['architecture']}, {found['parameters']:,} parameters, {found['dtype']}")
-        typer.echo(
-            f"{found['blocks']} blocks, {len(found['layers'])} prunable layers, {found['coverage']:.1%} of parameters"
-        )
-        _print_by_kind(found["layers"])
+    show = {"calibration set": terminal.set_text, "pruned checkpoint": terminal.checkpoint_text}
+    typer.echo(show.get(kind, terminal.model_text)(found))
     return None
 
 
@@ -264,19 +290,14 @@ def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, allocators, sources, texts, or models.")],
     as_json: Json = False,
 ) -> None:
-    """List what there is to choose from, with settings and their defaults."""
+    """List what there is to choose from, and its settings."""
     from calibrune import verbs
-    from calibrune.report.tables import Table
+    from calibrune.report import terminal
 
     entries = verbs.known(what)
     if as_json:
         return _print_json(entries)
-    rows = [[name, str(entry["summary"]), ", ".join(entry.get("options", []))] for name, entry in entries.items()]
-    if any(row[2] for row in rows):
-        for name, summary, options in rows:
-            typer.echo(f"{name}\n    {summary}" + (f"\n    options: {options}" if options else ""))
-    else:
-        typer.echo(Table(["name", "what it is"], [row[:2] for row in rows]).text())
+    typer.echo(terminal.choices_text(entries))
     return None
 
 
@@ -292,7 +313,7 @@ def demo(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a real model three ways in a few minutes, compare them, and write a page about it."""
+    """Prune a real model three ways, and write a page about it."""
     from calibrune.demo import run_demo
     from calibrune.report.tables import Table
 
@@ -319,7 +340,16 @@ def _configure() -> None:
     show_progress(True)
 
 
-def _complain(error: BaseException, status: int) -> int:
+def _usage(error: Any) -> str:
+    """What typer says of a command line that it cannot read, in one sentence."""
+    said = " ".join(error.format_message().split()).removesuffix(".").replace(". Did", "; did")
+    if hasattr(error.__cause__, "errors"):  # pydantic's, which knows what was found
+        said += f", got {error.__cause__.errors()[0]['input']!r}"
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "calibrune"
+    return f"{said[:1].lower()}{said[1:]}; see `{path} --help`"
+
+
+def _complain(error: BaseException | str, status: int) -> int:
     typer.echo(f"calibrune: error: {error}", err=True)
     for note in getattr(error, "__notes__", []):
         typer.echo(f"  {note}", err=True)
@@ -327,46 +357,13 @@ def _complain(error: BaseException, status: int) -> int:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
 
 
-def _print_set(manifest: dict[str, Any]) -> None:
-    source = manifest["source"]
-    typer.echo(
-        f"calibration set {manifest['fingerprint']}: {manifest['n_samples']} sequences of {manifest['seq_len']} tokens"
-    )
-    for name in ("source", "windows", "filters", "dropped", "seed"):
-        if manifest.get(name):
-            typer.echo(f"  {name}: {json.dumps(source if name == 'source' else manifest[name], ensure_ascii=False)}")
-
-
-def _print_checkpoint(manifest: dict[str, Any]) -> None:
-    request, report = manifest["request"], manifest["report"]
-    typer.echo(
-        f"{request['model']['name']} pruned to {request['pattern']} with {request['pruner']['name']} "
-        f"(run {manifest['key']}): {report['sparsity']:.4%} of {len(report['layers'])} layers is zero, "
-        f"{report['coverage']:.1%} of the parameters are in them; {report['seconds']:.0f} s"
-    )
-    if manifest["calibration"]:
-        _print_set(manifest["calibration"])
-    _print_by_kind(report["layers"])
-
-
-def _print_by_kind(layers: list[dict[str, Any]]) -> None:
-    """One row for every kind of layer (q_proj, ...), over all blocks."""
-    from calibrune.report.tables import Table
-
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for layer in layers:
-        kinds.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
-    rows = [
-        [
-            kind,
-            str(len(group)),
-            "x".join(str(n) for n in group[0]["shape"]),
-            f"{min(layer['sparsity'] for layer in group):.4%}",
-            f"{max(layer['sparsity'] for layer in group):.4%}",
-        ]
-        for kind, group in kinds.items()
-    ]
-    typer.echo(Table(["layer", "count", "out x in", "least zeros", "most zeros"], rows).text())
+def _finite(value: Any) -> Any:
+    """With null for inf and nan, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

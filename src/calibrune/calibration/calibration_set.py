@@ -122,7 +122,9 @@ class CalibrationSet:
             CalibrationError: there are no such samples.
         """
         if not 1 <= n <= self.n_samples:
-            raise CalibrationError(f"{n} samples asked for of a calibration set that has {self.n_samples}")
+            raise CalibrationError(
+                f"{n} samples asked for of a calibration set that has {self.n_samples}: ask for fewer"
+            )
         if n == self.n_samples:
             return self
         manifest = {**self.manifest, "part_of": self._facts()}
@@ -196,7 +198,9 @@ def check_length(seq_len: int, context_length: int | None) -> None:
 
 def _checked(ids: Tensor, what: str) -> Int64[Tensor, "batch seq"]:
     if ids.dtype not in _INTEGERS:
-        raise CalibrationError(f"{what} are {str(ids.dtype).removeprefix('torch.')}, but token ids are whole numbers")
+        raise CalibrationError(
+            f"{what} are {str(ids.dtype).removeprefix('torch.')}, but token ids are whole numbers: save them as int64"
+        )
     if ids.ndim != 2:
         raise CalibrationError(f"{what} have the shape {list(ids.shape)}, but must be [n_samples, seq_len]")
     if ids.shape[0] < 1 or ids.shape[1] < 2:
@@ -219,14 +223,19 @@ def _read_tokens(path: Path) -> Int64[Tensor, "batch seq"]:
                 )
             found: Tensor = file.get_tensor("input_ids")
     except SafetensorError as error:
-        raise CalibrationError(f"{path} cannot be read as safetensors: {error}") from None
+        raise CalibrationError(
+            f"{path} cannot be read as safetensors ({error}): write it again with safetensors"
+        ) from None
     return _checked(found, f"the input_ids in {path}")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise CalibrationError(f"{folder} holds no finished calibration set (there is no {MANIFEST_FILE} in it)")
+        raise CalibrationError(
+            f"{folder} holds no finished calibration set (there is no {MANIFEST_FILE} in it): "
+            "name another folder, or a file of documents"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

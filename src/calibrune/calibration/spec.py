@@ -1,7 +1,8 @@
 """What users write for calibration data: `c4.jsonl.gz`, `selfgen:prefix_tokens=2`, a folder, tokens of their own."""
 
 import re
-from dataclasses import MISSING, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter, PerplexityFilter
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
-from calibrune.corpora.files import READERS, FileCorpus
+from calibrune.corpora.files import READERS, FileCorpus, check_is_file
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
 from calibrune.lm.loading import LanguageModel
-from calibrune.settings import nearest
+from calibrune.settings import defaults, nearest
 
 SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
@@ -39,7 +40,13 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     source, *options = re.split(r":(?=[a-z_]+=)", spec)
     if "," in source and not Path(source).exists():
         raise ConfigError(f"{spec!r} names several sources; this version takes one: give a single source or file")
-    return source, {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in options)}
+    try:
+        return source, {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in options)}
+    except yaml.YAMLError as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(
+            f"an option of {spec!r} cannot be read ({said}); write :key=value, the value as in YAML"
+        ) from None
 
 
 def build_calibration(
@@ -50,19 +57,36 @@ def build_calibration(
     Args:
         spec: a folder made by `calibrate`; a `.safetensors` with integer `input_ids`; a file of documents; `selfgen`;
             `random`. Options follow as `:key=value`.
+        lm: the model that is to be calibrated.
         n_samples: sequences; 128 for text, all that there are for tokens.
         seq_len: tokens in a sequence; 2048 for text (less where the model's context is shorter), else what it is.
+        seed: of every draw.
 
     Raises:
         CalibruneError: there is no such source, it cannot be read, or it does not fit.
     """
+    return prepare_calibration(spec, n_samples=n_samples, seq_len=seq_len, seed=seed)(lm)
+
+
+def prepare_calibration(
+    spec: str, *, n_samples: int | None = None, seq_len: int | None = None, seed: int = 0
+) -> Callable[[LanguageModel], CalibrationSet]:
+    """Check all of a SPEC that can be checked without the model; what is returned makes the set, given the model.
+
+    So a typing error is told before a large model is loaded. Arguments and errors are those of `build_calibration`.
+    """
     source, options = parse_spec(spec)
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix == ".safetensors":
-        made = _tokens(path, options, n_samples, seq_len)
-    else:
-        recipe = _recipe(source, path, options, lm, n_samples, seq_len, seed)
-        made = build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length)
+        tokens = _tokens(path, options, n_samples, seq_len)
+        return lambda lm: _fitting(tokens, lm)
+    recipe = _recipe(source, path, options, n_samples, seq_len, seed)
+    return lambda lm: _fitting(
+        build(recipe(lm), lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length), lm
+    )
+
+
+def _fitting(made: CalibrationSet, lm: LanguageModel) -> CalibrationSet:
     made.check_fits(vocab_size=lm.vocab_size, context_length=lm.context_length)
     return made
 
@@ -82,54 +106,68 @@ def _tokens(path: Path, options: dict[str, Any], n_samples: int | None, seq_len:
 
 
 def _recipe(
-    source: str,
-    path: Path,
-    options: dict[str, Any],
-    lm: LanguageModel,
-    n_samples: int | None,
-    seq_len: int | None,
-    seed: int,
-) -> CalibrationRecipe:
-    length = seq_len or min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH)
+    source: str, path: Path, options: dict[str, Any], n_samples: int | None, seq_len: int | None, seed: int
+) -> Callable[[LanguageModel], CalibrationRecipe]:
     windows = Windows(**_taken(options, Windows, rename={"windows": "policy"}))
     filters: tuple[Filter, ...] = ()
-    corpus: Corpus
+    corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
         filters = (PerplexityFilter(**_taken(options, PerplexityFilter)),)
-        corpus = _self_generation(options, lm, length, seed)
+        corpus = _self_generation(options, seed)
     elif source == "random":
-        corpus = RandomTokens(tokenizer=lm.tokenizer, length=length, seed=seed)
+        corpus = _random_tokens(seed)
     else:
-        corpus = _file(source, path, options)
+        corpus = _always(_file(source, path, options))
     if options:
-        raise ConfigError(f"the source {source!r} has no option {next(iter(options))!r}; see `calibrune list sources`")
-    return CalibrationRecipe(
-        corpus=corpus,
-        filters=filters,
-        windows=windows,
-        n_samples=DEFAULT_SAMPLES if n_samples is None else n_samples,
-        seq_len=length,
-        seed=seed,
-    )
+        wrong, known = next(iter(options)), [name for group in options_of(source).values() for name in group]
+        raise ConfigError(
+            f"the source {source!r} has no option {wrong!r}{nearest(wrong, known)} (see `calibrune list sources`)"
+        )
+
+    def recipe(lm: LanguageModel) -> CalibrationRecipe:
+        length = seq_len or min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH)
+        return CalibrationRecipe(
+            corpus=corpus(lm, length),
+            filters=filters,
+            windows=windows,
+            n_samples=DEFAULT_SAMPLES if n_samples is None else n_samples,
+            seq_len=length,
+            seed=seed,
+        )
+
+    return recipe
 
 
-def _self_generation(options: dict[str, Any], lm: LanguageModel, seq_len: int, seed: int) -> SelfGeneration:
+def _always(corpus: Corpus) -> Callable[[LanguageModel, int], Corpus]:
+    return lambda lm, seq_len: corpus
+
+
+def _random_tokens(seed: int) -> Callable[[LanguageModel, int], Corpus]:
+    return lambda lm, seq_len: RandomTokens(tokenizer=lm.tokenizer, length=seq_len, seed=seed)
+
+
+def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageModel, int], Corpus]:
     sampling = Sampling(**_taken(options, Sampling))
     own = _taken(options, SelfGeneration, without=("model", "sampling", "seed"))
     prompts = own.get("prompts", "random")
     if prompts not in ("bos", "random"):
         own["prompts"] = _file(str(prompts), Path(str(prompts)).expanduser(), {})
-    return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
+
+    def corpus(lm: LanguageModel, seq_len: int) -> Corpus:
+        return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
+
+    return corpus
 
 
 def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
     if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
-            f"there is no calibration source {source!r}{nearest(source, SOURCES)}; or give the path of a file "
-            f"({', '.join(READERS)}; packed with .gz or .zst), of a .safetensors with input_ids, "
-            f"or of a folder made by `calibrune calibrate`"
+            f"there is no calibration source {source!r}, and no such file ({', '.join(READERS)}, packed or not, or a "
+            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`{nearest(source, SOURCES)}"
         )
-    return FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
+    corpus = FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
+    check_is_file(path)
+    return corpus
 
 
 def _taken(
@@ -141,12 +179,12 @@ def _taken(
     return {rename.get(name, name): options.pop(name) for name in names & options.keys()}
 
 
-def source_options() -> dict[str, list[str]]:
-    """For every kind of source its options with their defaults, for `calibrune list sources`."""
-
-    def shown(kind: type, *without: str) -> list[str]:
-        return [f"{f.name}={f.default}" for f in fields(kind) if f.name not in without and f.default is not MISSING]
-
-    windows = ["windows=packed", *shown(Windows, "policy")]
-    generated = shown(SelfGeneration, "model", "sampling", "seed") + shown(Sampling) + shown(PerplexityFilter)
-    return {"selfgen": generated + windows, "random": windows, "FILE": shown(FileCorpus, "path", "name") + windows}
+def options_of(source: str) -> dict[str, dict[str, Any]]:
+    """The options of a kind of source with their defaults, by what they are about."""
+    windows = {"windows": {"windows": Windows().policy} | defaults(Windows, without=("policy",))}
+    if source == "selfgen":
+        writing = defaults(SelfGeneration, without=("model", "sampling", "seed"))
+        # of a generated text there is no more use than of a whole sequence
+        writing["max_new_tokens"] = "the sequence length"
+        return {"writing": writing, "sampling": defaults(Sampling), "filter": defaults(PerplexityFilter)} | windows
+    return windows if source == "random" else {"file": defaults(FileCorpus, without=("path", "name"))} | windows

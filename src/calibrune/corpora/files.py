@@ -69,12 +69,12 @@ class FileCorpus:
         Raises:
             CorpusError: the file is missing, damaged, or not what its ending says.
         """
-        _check_is_file(self.path)
+        check_is_file(self.path)
         return READERS[_ending(self.path)](self.path, self.text_field)
 
     def describe(self) -> dict[str, Any]:
         """The file by name, size and SHA-256 (never by its folder), and the field that is read."""
-        _check_is_file(self.path)
+        check_is_file(self.path)
         with self.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return {
@@ -186,7 +186,8 @@ def _no_such_field(where: str, text_field: str, there: Any) -> CorpusError:
     )
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raise `CorpusError` unless the file is there; it says what is there instead."""
     if path.is_file():
         return
     if path.is_dir():

@@ -21,6 +21,7 @@ from calibrune.lm.likelihood import text_log_likelihoods
 from calibrune.lm.loading import LanguageModel
 from calibrune.settings import settings
 
+Bos = Literal["tokenizer", "window"]
 Average = Literal["mean_of_perplexities", "exp_of_mean_loss"]
 
 
@@ -52,7 +53,7 @@ class WindowPerplexity:
     """Tokens in a window; windows do not overlap, and what is left after the last whole one is dropped."""
     join: str = "\n\n"
     """What stands between two texts; empty texts count."""
-    bos: Literal["tokenizer", "window"] = "tokenizer"
+    bos: Bos = "tokenizer"
     """`tokenizer`: a BOS token at the very start at most, if the tokenizer adds one, as in the papers. `window`: BOS
     before the `seq_len` - 1 tokens of each window, for models that are lost without it (Gemma)."""
 

@@ -115,9 +115,12 @@ def read_texts(path: Path) -> tuple[str, ...]:
     """All texts of a file, empty ones included: of WikiText-2, whose rows are lines, the empty ones count.
 
     Raises:
-        CorpusError: the file cannot be read, or a line of it has no text.
+        CorpusError: the file cannot be read, has no text in it, or a line of it has none.
     """
-    return tuple(text for _, text in FileCorpus(path=path).rows() if text is not None)
+    texts = tuple(text for _, text in FileCorpus(path=path).rows() if text is not None)
+    if not any(map(str.strip, texts)):
+        raise CorpusError(f"{path} has no text in it, so there is nothing to measure on; name another file")
+    return texts
 
 
 def _find(name: str, dataset: Dataset, data: Path | None) -> Path:

@@ -14,12 +14,16 @@ from calibrune.report.tables import Table
 
 @dataclass(frozen=True)
 class Heading:
+    """Begins a part of the page."""
+
     text: str
     kind: ClassVar[str] = "heading"
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    """A few sentences."""
+
     text: str
     kind: ClassVar[str] = "paragraph"
 

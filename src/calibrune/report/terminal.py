@@ -1,0 +1,190 @@
+"""What the verbs found, as text for a terminal: short, aligned, and no wider than the terminal is."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from calibrune.evaluation.score import Score
+from calibrune.patterns import SemiStructured, Unstructured, parse_pattern
+from calibrune.report.tables import Table
+
+WIDEST = 110
+"""Lines longer than this are hard to read, however wide the terminal."""
+
+
+def set_text(manifest: Mapping[str, Any]) -> str:
+    """A calibration set: its name and size, and how it came to be."""
+    dropped = manifest.get("dropped") or {}
+    about = {
+        "source": _facts(manifest["source"]),
+        "windows": _facts(manifest.get("windows") or {}),
+        "filters": "; ".join(_facts(one) for one in manifest.get("filters") or []),
+        "dropped": ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()),
+        "seed": str(manifest.get("seed", "")),
+    }
+    head = f"calibration set {manifest['fingerprint']}: {_sequences(manifest)}"
+    return "\n".join([head, *_named(about)])
+
+
+def checkpoint_text(manifest: Mapping[str, Any]) -> str:
+    """A pruned model: what was asked, what came of it, on which data, and a row for every kind of layer."""
+    request, report, calibration = manifest["request"], manifest["report"], manifest["calibration"]
+    settings = {key: value for key, value in request["pruner"].items() if key != "name"}
+    about = {
+        "method": request["pruner"]["name"] + (f" ({_facts(settings)})" if settings else ""),
+        "zeros": f"{report['sparsity']:.2%} of the weights of {len(report['layers'])} layers, which are "
+        f"{report['coverage']:.1%} of the model{_rounding(report['layers'])}",
+        "calibration": _calibration(calibration),
+        "allocation": f"{_facts(request['allocation'], first='name')}; propagation {request['propagate']}",
+        "took": f"{report['seconds']:.0f} s for the pruning",
+    }
+    head = f"{request['model']['name']}, pruned to {_percent(request['pattern'])} (run {manifest['key']})"
+    return "\n".join([head, *_named(about), "", _layers(report["layers"]).text()])
+
+
+def model_text(found: Mapping[str, Any]) -> str:
+    """A model: its size, what of it can be pruned, and a row for every kind of layer."""
+    context = found["context_length"]
+    about = {
+        "parameters": f"{found['parameters']:,} in {found['dtype']}",
+        "prunable": f"{found['coverage']:.1%} of them, in {len(found['layers'])} layers of {found['blocks']} blocks",
+        "context": f"{context:,} tokens" if context else "not known",
+        "vocabulary": f"{found['vocab_size']:,} tokens",
+    }
+    head = f"{found['source']['name']} ({found['architecture']})"
+    return "\n".join([head, *_named(about), "", _layers(found["layers"]).text()])
+
+
+def scores_text(scores: Sequence[Score]) -> str:
+    """Scores in a table, and under it the protocol of each: everything that can change the number."""
+    rows = [[s.protocol["dataset"], s.metric, s.value, s.stderr, s.n] for s in scores]
+    protocols: dict[str, str] = {}
+    for score in scores:
+        said = {key: value for key, value in score.protocol.items() if key not in ("dataset", "source", "average")}
+        protocols[score.protocol["dataset"]] = _facts(said, first="protocol")
+        if note := score.protocol["source"].get("note"):
+            protocols[score.protocol["dataset"]] += f". {note}"
+    return "\n".join([Table(["text", "metric", "value", "std. error", "n"], rows).text(), "", *_named(protocols)])
+
+
+def choices_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Names to choose from, each with what it is, and with its options by what they are about."""
+    lines: list[str] = []
+    for name, entry in entries.items():
+        lines += [name, *_wrapped(entry["summary"], "    ")]
+        if "command" in entry:  # to be copied, so in one line
+            lines.append(f"      {entry['command']}")
+        groups = {
+            group: ", ".join(f"{option}={_shown(default)}" for option, default in options.items())
+            for group, options in entry["options"].items()
+        }
+        lines += _named(groups, indent="    ")
+    return "\n".join(lines)
+
+
+def _calibration(manifest: Mapping[str, Any] | None) -> str:
+    if manifest is None:
+        return "none; the method needs none"
+    source = manifest["source"]
+    name = source.get("name") or source.get("file") or source["kind"]
+    return f"{_sequences(manifest)}; source {name}, fingerprint {manifest['fingerprint']}"
+
+
+def _sequences(manifest: Mapping[str, Any]) -> str:
+    return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens"
+
+
+def _layers(layers: Iterable[Mapping[str, Any]]) -> Table:
+    """One row for every kind of layer (q_proj, ...) and shape, over all blocks."""
+    kinds: dict[tuple[str, int, int, str], list[float]] = {}
+    for layer in layers:
+        key = (layer["name"].rsplit(".", 1)[-1], *layer["shape"], _asked(layer))
+        kinds.setdefault(key, []).append(layer["sparsity"])
+    rows = [
+        [kind, str(len(zeros)), f"{n_out} x {n_in}", asked, _range(zeros)]
+        for (kind, n_out, n_in, asked), zeros in kinds.items()
+    ]
+    columns = ["layer", "count", "out x in", "pruned", "zeros"]
+    if not any(row[3] for row in rows):  # a model that is only looked at
+        columns, rows = [*columns[:3], columns[4]], [[*row[:3], row[4]] for row in rows]
+    return Table(columns, rows)
+
+
+def _asked(layer: Mapping[str, Any]) -> str:
+    """What went, in whole weights: 60% of a row of 576 is 345.6, so 345."""
+    if "asked" not in layer:
+        return ""
+    (n_out, n_in), pattern = layer["shape"], parse_pattern(layer["asked"])
+    if isinstance(pattern, SemiStructured):
+        return f"{pattern.m - pattern.n} of every {pattern.m}"
+    in_rows = layer["pruned"] == n_out * pattern.n_pruned(n_in)
+    return f"{layer['pruned'] // n_out:,} of {n_in:,} a row" if in_rows else f"{layer['pruned']:,} in all"
+
+
+def _rounding(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Why a layer has fewer zeros than were asked for, by the first that has."""
+    for layer in layers:
+        (n_out, n_in), pattern = layer["shape"], parse_pattern(layer["asked"])
+        if isinstance(pattern, Unstructured) and layer["pruned"] == n_out * pattern.n_pruned(n_in):
+            exact = pattern.sparsity * n_in
+            if not exact.is_integer():
+                asked = f"{_percent(layer['asked'])} of {n_in:,} is {exact:,.1f}"
+                return f" (rounded down in each row: {asked}, so {pattern.n_pruned(n_in):,} go)"
+    return ""
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = f"{min(values):.2%}", f"{max(values):.2%}"
+    return least if least == most else f"{least} to {most}"
+
+
+def _percent(pattern: str) -> str:
+    read = parse_pattern(pattern)
+    return f"{100 * read.sparsity:.10g}%" if isinstance(read, Unstructured) else str(read)
+
+
+def _facts(facts: Mapping[str, Any], first: str = "kind") -> str:
+    """A record in one line: "wanda, power=0.5"; what is not known is left out, hashes are cut to twelve digits."""
+    said = [f"{name}={_shown(value)}" for name, value in _flat(facts) if name != first]
+    return ", ".join([*([str(facts[first])] if first in facts else []), *said])
+
+
+def _flat(facts: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{under}{name}.")
+        elif value is not None:
+            yield f"{under}{name}", value
+
+
+def _shown(value: Any) -> str:
+    """As it is written in a SPEC."""
+    if isinstance(value, str):
+        is_hash = len(value) == 64 and not set(value) - set("0123456789abcdef")
+        return value[:12] if is_hash else repr(value) if "\n" in value or value != value.strip() else value
+    return json.dumps(value, default=str)
+
+
+def _named(facts: Mapping[str, str], indent: str = "  ") -> list[str]:
+    """A line for each fact that there is, its name before it; long ones go on under their own beginning."""
+    there = {name: text for name, text in facts.items() if text}
+    width = max(map(len, there), default=0)
+    return [
+        line
+        for name, text in there.items()
+        for line in _wrapped(text, f"{indent}{name:<{width}}  ", " " * (len(indent) + width + 2))
+    ]
+
+
+def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    return textwrap.wrap(
+        text,
+        width=max(40, width),
+        initial_indent=first,
+        subsequent_indent=first if rest is None else rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

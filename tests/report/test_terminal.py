@@ -1,0 +1,104 @@
+"""Text for terminals fits them, says why counts are what they are, and leaves nothing that matters out."""
+
+import pytest
+
+from calibrune.evaluation.score import Score
+from calibrune.report.terminal import checkpoint_text, choices_text, model_text, scores_text, set_text
+
+HASH = "0123456789abcdef" * 4
+
+
+def layer(kind="q_proj", shape=(4, 576), asked="0.6", pruned=4 * 345, sparsity=345 / 576):
+    return {"name": f"model.layers.0.{kind}", "shape": list(shape), "asked": asked, "pruned": pruned} | {
+        "sparsity": sparsity
+    }
+
+
+def checkpoint(*layers, pattern="0.6", calibration=None):
+    return {
+        "key": "abc",
+        "request": {
+            "model": {"name": "tiny"}, "pruner": {"name": "wanda"}, "pattern": pattern,
+            "allocation": {"name": "uniform"}, "propagate": "pruned",
+        },
+        "calibration": calibration,
+        "report": {"sparsity": 0.59896, "coverage": 0.8, "seconds": 1.0, "layers": list(layers)},
+    }  # fmt: skip
+
+
+def test_a_count_that_was_rounded_down_says_so():
+    said = " ".join(checkpoint_text(checkpoint(layer(), layer())).split())
+    assert "rounded down in each row: 60% of 576 is 345.6, so 345 go" in said
+    assert "q_proj 2 4 x 576 345 of 576 a row 59.90%" in said
+
+
+def test_a_count_that_is_exact_says_nothing_of_rounding():
+    said = checkpoint_text(checkpoint(layer(asked="0.5", pruned=4 * 288, sparsity=0.5), pattern="0.5"))
+    assert "rounded" not in said
+    assert "288 of 576 a row" in said
+
+
+def test_layers_that_are_compared_as_a_whole_are_counted_as_a_whole():
+    assert "1,382 in all" in checkpoint_text(checkpoint(layer(pruned=1382)))
+
+
+def test_n_of_m_is_counted_in_blocks_and_unlike_layers_have_rows_of_their_own():
+    said = checkpoint_text(
+        checkpoint(
+            layer(asked="2:4", sparsity=0.5, pruned=1152), layer("up_proj", asked="2:4", sparsity=0.5), pattern="2:4"
+        )
+    )
+    assert said.count("2 of every 4") == 2
+    assert "pruned to 2:4" in said
+
+
+def test_a_model_that_is_only_looked_at_has_no_column_for_what_was_asked():
+    layers = [{"name": f"m.{i}.q_proj", "block": i, "shape": [2, 2], "sparsity": i / 4} for i in range(2)]
+    found = {
+        "source": {"name": "tiny"}, "architecture": "Tiny", "parameters": 8, "dtype": "float32", "blocks": 2,
+        "coverage": 1.0, "context_length": None, "vocab_size": 9, "layers": layers,
+    }  # fmt: skip
+    said = model_text(found)
+    assert "pruned" not in said
+    assert "0.00% to 25.00%" in said
+    assert "not known" in said
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 300])
+def test_lines_fit_the_terminal_and_hashes_are_cut(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    manifest = {
+        "fingerprint": "abc", "n_samples": 1234, "seq_len": 16, "seed": 0,
+        "source": {"kind": "self-generated text", "name": "selfgen", "model": {"weights": HASH}, "licence": "w " * 60},
+        "windows": {"policy": "packed"},
+        "filters": [{"kind": "PerplexityFilter", "among": None}], "dropped": {"bad": 3},
+    }  # fmt: skip
+    said = set_text(manifest)
+    assert all(len(line) <= min(columns, 110) for line in said.splitlines())
+    assert HASH[:12] in said
+    assert HASH[:13] not in said
+    assert "1,234 sequences" in said
+    assert "3 bad" in said
+
+
+def test_a_score_is_followed_by_its_protocol():
+    protocol = {
+        "protocol": "window_perplexity",
+        "join": "\n\n",
+        "limit": None,
+        "dataset": "w",
+        "source": {"note": "N."},
+    }
+    score = Score(
+        metric="perplexity", value=9.0, stderr=None, n=1, higher_is_better=False, items=(), protocol=protocol
+    )  # fmt: skip
+    said = scores_text([score])
+    assert said.splitlines()[-1] == r"  w  window_perplexity, join='\n\n'. N."
+
+
+def test_defaults_are_shown_as_a_spec_takes_them_and_commands_are_not_broken():
+    command = "pip install " + "x" * 200
+    entries = {"a": {"summary": "s", "command": command, "options": {"filter": {"among": None, "on": True, "p": 0.5}}}}
+    said = choices_text(entries)
+    assert "filter  among=null, on=true, p=0.5" in said
+    assert command in said

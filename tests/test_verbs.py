@@ -1,0 +1,99 @@
+"""The verbs as Python calls: what they check before any work, and what they give back."""
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+from tiny_models import random_ids, tiny_model, tiny_tokenizer
+
+from calibrune import verbs
+from calibrune.allocators import ALLOCATORS
+from calibrune.calibration.spec import SOURCES
+from calibrune.errors import ConfigError
+from calibrune.pruners import PRUNERS
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    save_file({"input_ids": random_ids(4, 16)}, folder / "tokens.safetensors")
+    (folder / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 60)
+    return folder
+
+
+def prune(place, out, **changes):
+    asked = {
+        "model": str(place / "model"), "method": "wanda", "sparsity": "50%", "samples": None, "seq_len": None,
+        "calibration": str(place / "tokens.safetensors"), "allocation": "uniform", "propagate": "pruned", "seed": 0,
+        "batch_tokens": 4096,
+    }  # fmt: skip
+    return verbs.prune(out=out, **asked | changes)
+
+
+def test_the_same_request_has_the_same_key_and_the_same_weights(place, tmp_path):
+    one, two = prune(place, tmp_path / "one"), prune(place, tmp_path / "two")
+    assert (one["key"], one["weights"]) == (two["key"], two["weights"])
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "change", [{"sparsity": "2:4"}, {"method": "magnitude"}, {"propagate": "dense"}, {"samples": 2}], ids=str
+)
+def test_another_request_has_another_key(place, tmp_path, change):
+    assert prune(place, tmp_path / "one")["key"] != prune(place, tmp_path / "two", **change)["key"]
+
+
+def test_what_is_recorded_is_enough_to_ask_again(place, tmp_path):
+    manifest = prune(place, tmp_path / "out", method="magnitude:group=row")
+    assert manifest["request"]["pruner"] == {"name": "magnitude", "group": "row"}
+    assert manifest["request"]["pattern"] == "0.5"
+    assert manifest["calibration"] is None
+    assert verbs.inspect(str(tmp_path / "out")) == ("pruned checkpoint", json.loads(json.dumps(manifest)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sparsity": "1.2"}, "sparsity"),
+        ({"propagate": "both"}, "propagate cannot be 'both'"),
+        ({"dtype": "float99"}, "dtype cannot be 'float99'; did you mean 'float32'"),
+        ({"calibration": "selfgne"}, "did you mean 'selfgen'"),
+        ({"method": "magnitude", "calibration": "selfgne"}, "did you mean 'selfgen'"),  # though it would not be read
+    ],
+    ids=str,
+)
+def test_all_that_needs_no_model_is_checked_before_one_is_loaded(place, tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr(verbs, "load_model", lambda *_, **__: pytest.fail("the model was loaded first"))
+    with pytest.raises(ConfigError, match=said):
+        prune(place, tmp_path / "out", **change)
+
+
+def test_evaluation_texts_are_read_before_the_model(place, monkeypatch):
+    monkeypatch.setattr(verbs, "load_model", lambda *_, **__: pytest.fail("the model was loaded first"))
+    with pytest.raises(ConfigError, match="wikitext2"):
+        verbs.evaluate("any", names=["wikitxet2"], limit=None, data=None, seq_len=None, bos="tokenizer")
+
+
+def test_windows_are_as_long_as_asked_for_or_as_the_context(place):
+    def length(seq_len):
+        texts = [str(place / "text.txt")]
+        (score,) = verbs.evaluate(
+            str(place / "model"), names=texts, limit=1, data=None, seq_len=seq_len, bos="window"
+        )  # fmt: skip
+        assert score.protocol["bos"] == "window"
+        return score.protocol["seq_len"]
+
+    assert (length(None), length(40)) == (128, 40)
+
+
+def test_every_table_is_listed_whole_and_as_json():
+    assert verbs.known("methods").keys() == PRUNERS.keys()
+    assert verbs.known("allocators").keys() == ALLOCATORS.keys()
+    assert verbs.known("sources").keys() >= SOURCES.keys()
+    for what in verbs.LISTS:
+        for name, entry in verbs.known(what).items():
+            assert entry["summary"], name
+            assert json.loads(json.dumps(entry)) == entry
