@@ -9,7 +9,7 @@ import yaml
 
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.filters import Filter, PerplexityFilter
+from calibrune.calibration.filters import PerplexityFilter
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.files import READERS, FileCorpus
@@ -37,9 +37,18 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     # a colon begins an option only where a name and an equals sign follow: C:\\texts is a path
     source, *options = re.split(r":(?=[a-z_]+=)", spec)
+    if not source.strip():
+        raise ConfigError(f"{spec!r} names no source; give one of {', '.join(SOURCES)}, or a file or folder")
     if "," in source and not Path(source).exists():
         raise ConfigError(f"{spec!r} names several sources; this version takes one: give a single source or file")
-    return source, {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in options)}
+    return source, {name: _value(name, text) for name, text in (option.split("=", 1) for option in options)}
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of the option {name}={text} cannot be read; put it in quotes") from None
 
 
 def build_calibration(
@@ -90,19 +99,28 @@ def _recipe(
     seq_len: int | None,
     seed: int,
 ) -> CalibrationRecipe:
-    length = seq_len or min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH)
+    length = min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH) if seq_len is None else seq_len
+    if length < 2:
+        raise ConfigError(f"sequences of {length} tokens were asked for; at least 2 are needed (--seq-len)")
     windows = Windows(**_taken(options, Windows, rename={"windows": "policy"}))
-    filters: tuple[Filter, ...] = ()
+    filters: tuple[PerplexityFilter, ...] = ()
     corpus: Corpus
     if source == "selfgen":
         filters = (PerplexityFilter(**_taken(options, PerplexityFilter)),)
         corpus = _self_generation(options, lm, length, seed)
+        if filters[0].among is None and corpus.n_texts is None:
+            raise ConfigError(
+                "among=null compares all texts with each other, so it needs their number: add n_texts=..."
+            )
     elif source == "random":
         corpus = RandomTokens(tokenizer=lm.tokenizer, length=length, seed=seed)
     else:
         corpus = _file(source, path, options)
     if options:
-        raise ConfigError(f"the source {source!r} has no option {next(iter(options))!r}; see `calibrune list sources`")
+        known = source_options()[source if source in SOURCES else "FILE"]
+        unknown = next(iter(options))
+        hint = nearest(unknown, (option.partition("=")[0] for option in known))
+        raise ConfigError(f"the source {source!r} has no option {unknown!r}{hint}")
     return CalibrationRecipe(
         corpus=corpus,
         filters=filters,
@@ -118,7 +136,13 @@ def _self_generation(options: dict[str, Any], lm: LanguageModel, seq_len: int, s
     own = _taken(options, SelfGeneration, without=("model", "sampling", "seed"))
     prompts = own.get("prompts", "random")
     if prompts not in ("bos", "random"):
-        own["prompts"] = _file(str(prompts), Path(str(prompts)).expanduser(), {})
+        path = Path(str(prompts)).expanduser()
+        if not path.exists() and not any(ending in path.name for ending in READERS):
+            raise ConfigError(
+                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random'))} or give the path of "
+                f"a file of documents ({', '.join(READERS)})"
+            )
+        own["prompts"] = _file(str(prompts), path, {})
     return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
 
 
@@ -145,7 +169,9 @@ def source_options() -> dict[str, list[str]]:
     """For every kind of source its options with their defaults, for `calibrune list sources`."""
 
     def shown(kind: type, *without: str) -> list[str]:
-        return [f"{f.name}={f.default}" for f in fields(kind) if f.name not in without and f.default is not MISSING]
+        # a default with bounds stands inside pydantic's record of the field
+        defaults = {f.name: getattr(f.default, "default", f.default) for f in fields(kind) if f.name not in without}
+        return [f"{name}={default}" for name, default in defaults.items() if default is not MISSING]
 
     windows = ["windows=packed", *shown(Windows, "policy")]
     generated = shown(SelfGeneration, "model", "sampling", "seed") + shown(Sampling) + shown(PerplexityFilter)
