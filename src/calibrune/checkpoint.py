@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from calibrune import __version__
 from calibrune.calibration.calibration_set import TOKENS_FILE
@@ -69,21 +70,22 @@ def versions() -> dict[str, str]:
 
 def check_free(out: Path) -> None:
     """Raise `OutputError` unless `out` can be written: absent or an empty folder, in a place that takes files."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{str(out)!r} is a file, a folder was expected; choose another --out")
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        why = "is a file" if not place.is_dir() else "cannot be written to"
-        raise OutputError(f"the folder {str(out)!r} cannot be made, for {str(place)!r} {why}; choose another --out")
-    if not out.is_dir() or not any(out.iterdir()):
+    place = out.resolve()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir():
+        raise OutputError(f"{str(there)!r} is a file, a folder was expected; choose another --out")
+    if not os.access(there, os.W_OK) or not os.access(there if there != place else there.parent, os.W_OK):
+        raise OutputError(f"nothing can be written to {str(there)!r} (no permission); choose another --out")
+    if place == Path.cwd():
+        raise OutputError(f"{str(out)!r} is the folder that you are in; choose a new folder in it as --out")
+    if there != place or not any(place.iterdir()):
         return
-    if (out / TOKENS_FILE).is_file():
+    if (place / TOKENS_FILE).is_file():
         raise OutputError(f"the folder {str(out)!r} already holds a calibration set; choose another --out or remove it")
-    if manifest := read_manifest(out):
-        request = manifest.get("request", {})
+    manifest = read_manifest(out)
+    if manifest is not None:
         raise OutputError(
-            f"the folder {str(out)!r} already holds another run ({request.get('pruner', {}).get('name')} at "
-            f"{request.get('pattern')}, {manifest.get('key')}); choose another --out or remove it"
+            f"the folder {str(out)!r} already holds another run ({_title(manifest)}); choose another --out or remove it"
         )
     raise OutputError(f"the folder {str(out)!r} is not empty and is no finished run of calibrune; choose another --out")
 
@@ -95,11 +97,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("no object")
     except ValueError as error:
         raise ModelError(
             f"{str(file)!r} is not readable JSON ({error}); the checkpoint is damaged, make it anew"
         ) from None
-    return manifest if isinstance(manifest, dict) else None
+    return manifest
 
 
 def save_pruned(
@@ -113,12 +117,32 @@ def save_pruned(
 
     Raises:
         OutputError: `out` is not free.
-        RunError: what was written does not read back as the model in memory; it is left beside `out` to be looked at.
+        RunError: it cannot be written, or what was written does not read back as the model in memory; it is left
+            beside `out` to be looked at.
     """
     check_free(out)
+    out = out.resolve()
     unfinished = out.with_name(out.name + UNFINISHED)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    lm.model.save_pretrained(unfinished)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        manifest = _write(lm, report, request, unfinished, masks)
+        if out.is_dir():
+            out.rmdir()
+        unfinished.rename(out)
+    except (OSError, ValueError, SafetensorError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise RunError(
+            f"the pruned model cannot be written to {str(out)!r}: {said}; what there is of it was left in "
+            f"{str(unfinished)!r}"
+        ) from error
+    return manifest
+
+
+def _write(
+    lm: LanguageModel, report: PruneReport, request: PruneRequest, unfinished: Path, masks: bool
+) -> dict[str, Any]:
+    """All files of the checkpoint, the manifest last, each checked as far as it can be."""
+    _save_model(lm.model, unfinished)
     lm.tokenizer.save_pretrained(unfinished)
     if masks:
         save_file(packed_masks(lm.model), unfinished / "masks.safetensors")
@@ -135,10 +159,23 @@ def save_pruned(
     }
     (unfinished / "README.md").write_text(_card(manifest), encoding="utf-8")
     (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    if out.is_dir():
-        out.rmdir()
-    unfinished.rename(out)
     return manifest
+
+
+def _save_model(model: PreTrainedModel, folder: Path) -> None:
+    """`save_pretrained`, also where transformers would not save the generation config that it loaded."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:  # a temperature without sampling, say, as checkpoints on the hub have it
+        try:
+            model.generation_config = GenerationConfig()
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = config
+        config.to_json_file(folder / "generation_config.json")
+    else:
+        model.save_pretrained(folder)
 
 
 def packed_masks(model: PreTrainedModel) -> dict[str, UInt8[Tensor, "..."]]:
@@ -173,6 +210,15 @@ def _check_reload(model: PreTrainedModel, report: PruneReport, folder: Path) -> 
             measured = float((layer.weight == 0).sum()) / layer.weight.numel()
             if layer.name in sparsity and measured != sparsity[layer.name]:
                 raise RunError(f"{layer.name} has sparsity {measured} on disk, {sparsity[layer.name]} in memory")
+
+
+def _title(manifest: dict[str, Any]) -> str:
+    """ "wanda at 0.5, 0123456789ab", as far as the manifest says."""
+    request = manifest.get("request")
+    request = request if isinstance(request, dict) else {}
+    pruner = request.get("pruner")
+    method = pruner.get("name") if isinstance(pruner, dict) else pruner
+    return f"{method} at {request.get('pattern')}, {manifest.get('key')}"
 
 
 def _card(manifest: dict[str, Any]) -> str:

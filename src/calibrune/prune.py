@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, stream_blocks
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.errors import CalibruneError, ConfigError
+from calibrune.errors import CalibruneError, ConfigError, ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.patterns import SparsityPattern, parse_pattern
@@ -100,10 +101,13 @@ def prune_model(
     target = parse_pattern(pattern)
     if propagate not in ("pruned", "dense"):
         raise ConfigError(f"propagate must be 'pruned' or 'dense', got {propagate!r}")
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
     input_ids = _input_ids(model, calibration, pruner)
     allocation = Uniform() if allocation is None else allocation
     if not isinstance(allocation, SparsityAllocation):
         allocation = allocation.allocate(model, input_ids, target)
+    _check_layers(model, allocation)
     start = time.perf_counter()
     reports: list[LayerReport] = []
     for block in stream_blocks(
@@ -140,6 +144,18 @@ def _input_ids(
         vocab_size=int(model.get_input_embeddings().weight.shape[0]), context_length=context_length(model)
     )
     return calibration.input_ids
+
+
+def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation) -> None:
+    """Every layer has a pattern that fits, and weights that are numbers: before the first is changed."""
+    for block in decoder_blocks(model):
+        for layer in block.layers:
+            allocation.check_covers(layer)
+            if n := int((~torch.isfinite(layer.weight)).sum()):
+                raise ModelError(
+                    f"{n} of {layer.weight.numel()} weights of {layer.name} are NaN or infinite; the checkpoint is "
+                    f"damaged, or overflowed in half precision: get it anew, or load it in float32"
+                )
 
 
 def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:

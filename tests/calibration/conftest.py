@@ -1,10 +1,11 @@
 from collections.abc import Callable
 
 import pytest
+from in_memory import in_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from calibrune.corpora.document import Document
+__all__ = ["in_memory"]
 
 BOS, EOS = 0, 1
 
@@ -35,27 +36,3 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 def tokenizer(make_tokenizer) -> PreTrainedTokenizerFast:
     """Adds BOS and no EOS, as LLaMA's does."""
     return make_tokenizer()
-
-
-class InMemory:
-    """A corpus of a few strings, as from a file."""
-
-    in_random_order = False
-
-    def __init__(self, *texts: str, name: str = "toy") -> None:
-        self.name = name
-        self.texts = texts
-        self.read = 0
-
-    def documents(self):
-        for row, text in enumerate(self.texts):
-            self.read += 1
-            yield Document(text, f"{self.name}:{row}")
-
-    def describe(self):
-        return {"kind": "memory", "name": self.name, "rows": len(self.texts)}
-
-
-@pytest.fixture(scope="session")
-def in_memory() -> type[InMemory]:
-    return InMemory

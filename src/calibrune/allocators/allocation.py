@@ -31,18 +31,23 @@ class SparsityAllocation:
         Raises:
             ConfigError: a layer without a pattern, N:M where M does not divide in_features, or a mean that is off.
         """
+        made = cls(dict(patterns))
         for layer in layers:
-            if layer.name not in patterns:
-                raise ConfigError(f"the allocation has no pattern for {layer.name}")
-            try:
-                check_divisible(patterns[layer.name], layer.in_features)
-            except ConfigError as error:
-                raise ConfigError(f"{layer.name}: {error}") from None
+            made.check_covers(layer)
         weights = {layer.name: layer.out_features * layer.in_features for layer in layers}
         mean = sum(weights[name] * patterns[name].sparsity for name in weights) / sum(weights.values())
         if abs(mean - target.sparsity) > MEAN_TOLERANCE:
             raise ConfigError(f"the allocation's mean sparsity is {mean:.4f}, but {target.sparsity:.4f} was asked for")
-        return cls(dict(patterns))
+        return made
+
+    def check_covers(self, layer: PrunableLayer) -> None:
+        """Raise `ConfigError` unless the layer has a pattern, and one that fits it."""
+        if layer.name not in self.patterns:
+            raise ConfigError(f"the allocation has no pattern for {layer.name}; give every prunable layer one")
+        try:
+            check_divisible(self.patterns[layer.name], layer.in_features)
+        except ConfigError as error:
+            raise ConfigError(f"{layer.name}: {error}") from None
 
     def __getitem__(self, layer_name: str) -> SparsityPattern:
         return self.patterns[layer_name]

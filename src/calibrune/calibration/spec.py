@@ -38,6 +38,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     # a colon begins an option only where a name and an equals sign follow: C:\\texts is a path
     source, *options = re.split(r":(?=[a-z_]+=)", spec)
+    if not source.strip():
+        raise ConfigError(f"{spec!r} names no source; give one of {', '.join(SOURCES)}, or a file or folder")
     if "," in source and not Path(source).exists():
         raise ConfigError(f"{spec!r} names several sources; this version takes one: give a single source or file")
     try:
@@ -112,7 +114,12 @@ def _recipe(
     filters: tuple[Filter, ...] = ()
     corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
-        filters = (PerplexityFilter(**_taken(options, PerplexityFilter)),)
+        chosen = PerplexityFilter(**_taken(options, PerplexityFilter))
+        if chosen.among is None and options.get("n_texts") is None:
+            raise ConfigError(
+                "among=null compares all texts with each other, so their number is needed: add n_texts=..."
+            )
+        filters = (chosen,)
         corpus = _self_generation(options, seed)
     elif source == "random":
         corpus = _random_tokens(seed)
@@ -125,7 +132,7 @@ def _recipe(
         )
 
     def recipe(lm: LanguageModel) -> CalibrationRecipe:
-        length = seq_len or min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH)
+        length = min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH) if seq_len is None else seq_len
         return CalibrationRecipe(
             corpus=corpus(lm, length),
             filters=filters,
@@ -151,7 +158,13 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     own = _taken(options, SelfGeneration, without=("model", "sampling", "seed"))
     prompts = own.get("prompts", "random")
     if prompts not in ("bos", "random"):
-        own["prompts"] = _file(str(prompts), Path(str(prompts)).expanduser(), {})
+        path = Path(str(prompts)).expanduser()
+        if not path.exists() and not any(ending in path.name for ending in READERS):
+            raise ConfigError(
+                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random'))}; or give the path of "
+                f"a file of documents ({', '.join(READERS)})"
+            )
+        own["prompts"] = _file(str(prompts), path, {})
 
     def corpus(lm: LanguageModel, seq_len: int) -> Corpus:
         return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))

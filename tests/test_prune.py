@@ -1,0 +1,266 @@
+"""The main job on tiny models: exact counts, nothing else touched, the same bytes again, and the slow reference."""
+
+import copy
+import json
+
+import pytest
+import torch
+from reference.wanda_slow import wanda_slow
+from tiny_models import CONFIGS, FUSED_EXPERTS, VOCAB, from_config, random_ids, tiny_model
+from torch import Tensor, nn
+
+from calibrune.activations import InputNorm
+from calibrune.allocators import SparsityAllocation
+from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.errors import CalibruneError, ConfigError, ModelError
+from calibrune.lm.layout import decoder_blocks
+from calibrune.patterns import parse_pattern
+from calibrune.prune import LayerReport, PruneReport, prune_model
+from calibrune.pruners import Magnitude, PrunedWeight, Wanda
+
+
+def bytes_of(model: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def layer_names(model: nn.Module) -> list[list[str]]:
+    return [[layer.name for layer in block.layers] for block in decoder_blocks(model)]
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    return {layer.name: layer.weight != 0 for block in decoder_blocks(model) for layer in block.layers}
+
+
+def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
+    assert a.keys() == b.keys()
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_layer_has_its_exact_sparsity_and_nothing_else_changes(kind, pruner, pattern):
+    model = tiny_model(kind)
+    before = copy.deepcopy(model.state_dict())
+    report = prune_model(model, random_ids(), pruner, pattern)
+    pruned = {f"{name}.weight" for names in layer_names(model) for name in names}
+    assert {f"{layer.name}.weight" for layer in report.layers} == pruned
+    for name, tensor in model.state_dict().items():
+        if name in pruned:
+            stay = tensor != 0
+            assert int((~stay).sum()) == tensor.numel() // 2, name
+            assert torch.equal(tensor[stay], before[name][stay]), f"a weight of {name} that stays was changed"
+        else:
+            assert torch.equal(tensor, before[name]), f"{name} is no layer to prune"
+    for block in decoder_blocks(model):
+        for layer in block.layers:
+            if pattern == "2:4":
+                assert ((layer.weight != 0).reshape(-1, 4).sum(dim=1) == 2).all()
+            elif isinstance(pruner, Wanda):  # rows compete with nobody
+                assert ((layer.weight == 0).sum(dim=1) == layer.in_features // 2).all()
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_same_request_gives_the_same_bytes(kind, propagate):
+    first, second = tiny_model(kind), tiny_model(kind)
+    for model in (first, second):
+        prune_model(model, random_ids(), Wanda(), "50%", propagate=propagate)
+    assert bytes_of(first) == bytes_of(second)
+
+
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_how_many_tokens_go_at_once_changes_no_mask(kind, pattern):
+    found = []
+    for batch_tokens in (1, 48, 4096):
+        model = tiny_model(kind)
+        prune_model(model, random_ids(), Wanda(), pattern, batch_tokens=batch_tokens)
+        found.append(masks_of(model))
+    assert different(found[0], found[1]) == set()
+    assert different(found[0], found[2]) == set()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_dense_propagation_gives_the_same_first_block_and_other_later_ones(kind):
+    found = []
+    for propagate in ("pruned", "dense"):
+        model = tiny_model(kind)
+        prune_model(model, random_ids(), Wanda(), "50%", propagate=propagate)
+        found.append(masks_of(model))
+    unlike = different(*found)
+    first, *later = layer_names(model)
+    assert unlike.isdisjoint(first)
+    for names in later:
+        assert unlike & set(names)
+
+
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_wanda_equals_the_slow_reference(kind, pattern):
+    fast, slow = tiny_model(kind), tiny_model(kind)
+    input_ids = random_ids()
+    prune_model(fast, input_ids, Wanda(), pattern, batch_tokens=48)
+    expected = wanda_slow(slow, input_ids, layer_names(slow), pattern)
+    assert different(masks_of(fast), expected) == set()
+
+
+def test_dense_propagation_equals_the_reference_with_all_layers_in_one_block():
+    # statistics of all layers from one pass through the dense model: that is what "dense" means
+    fast, slow = tiny_model("gemma3"), tiny_model("gemma3")
+    prune_model(fast, random_ids(), Wanda(), "50%", propagate="dense")
+    expected = wanda_slow(slow, random_ids(), [[name for names in layer_names(slow) for name in names]], "50%")
+    assert different(masks_of(fast), expected) == set()
+
+
+def test_a_calibration_set_and_its_bare_ids_give_the_same_model():
+    one, other = tiny_model(), tiny_model()
+    prune_model(one, CalibrationSet.from_ids(random_ids()))
+    prune_model(other, random_ids().to(torch.int32))
+    assert bytes_of(one) == bytes_of(other)
+
+
+def test_other_calibration_data_give_another_model():
+    one, other = tiny_model(), tiny_model()
+    prune_model(one, random_ids(seed=0))
+    prune_model(other, random_ids(seed=1))
+    assert bytes_of(one) != bytes_of(other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_left_as_it_was(training):
+    model = tiny_model().train(training)
+    prune_model(model, random_ids())
+    assert model.training is training
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+REFUSED = {
+    "ids beyond the vocabulary": ({"calibration": torch.full((2, 8), VOCAB)}, "token id 96"),
+    "ids below zero": ({"calibration": torch.full((2, 8), -1)}, "below 0"),
+    "longer than the context": ({"calibration": torch.ones(1, 129, dtype=torch.long)}, "at most 128"),
+    "no calibration": ({"calibration": None}, "needs calibration data"),
+    "a sparsity of 120%": ({"pattern": "120%"}, "1.2"),
+    "5:4": ({"pattern": "5:4"}, "5:4"),
+    "no pattern at all": ({"pattern": "much"}, "much"),
+    "N:M that does not divide": ({"pattern": "2:5"}, "divisible by 5"),
+    "no batch": ({"batch_tokens": 0}, "batch_tokens"),
+    "an allocation without a layer": ({"allocation": SparsityAllocation({})}, "no pattern for"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_request_that_cannot_be_met_leaves_the_model_as_it_is(case):
+    options, says = REFUSED[case]
+    model = tiny_model()
+    before = bytes_of(model)
+    with pytest.raises(CalibruneError, match=says) as caught:
+        prune_model(model, **({"calibration": random_ids()} | options))
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+    assert bytes_of(model) == before
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_found_before_anything_is_pruned(pruner, value):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = value
+    before = bytes_of(model)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        prune_model(model, random_ids(), pruner)
+    assert bytes_of(model) == before
+
+
+def test_activations_that_are_no_numbers_are_an_error_that_names_the_layer():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
+    with pytest.raises(CalibruneError, match="not a number") as caught:
+        prune_model(model, random_ids())
+    assert any("model.layers.1.mlp.gate_proj" in note for note in caught.value.__notes__)
+    assert caught.value.exit_status == 1
+
+
+def test_an_error_inside_a_pruner_says_at_which_layer():
+    class Stubborn:
+        requires = (InputNorm,)
+
+        def prune(self, weight, stats, pattern):
+            if weight.shape == (32, 64):
+                raise ConfigError("not this one")
+            return PrunedWeight(weight, torch.ones_like(weight, dtype=torch.bool))
+
+    with pytest.raises(ConfigError) as caught:
+        prune_model(tiny_model(), random_ids(), Stubborn())
+    assert "model.layers.0.mlp.down_proj" in caught.value.__notes__[0]
+
+
+def test_a_model_with_fused_experts_is_refused_whole():
+    model = from_config(FUSED_EXPERTS)
+    before = bytes_of(model)
+    with pytest.raises(ModelError, match="does not know how to prune"):
+        prune_model(model, random_ids())
+    assert bytes_of(model) == before
+
+
+def test_every_layer_can_have_a_pattern_of_its_own():
+    model = tiny_model()
+    names = [layer.name for block in decoder_blocks(model) for layer in block.layers]
+    patterns = {name: parse_pattern("2:4" if i % 2 else "25%") for i, name in enumerate(names)}
+    report = prune_model(model, random_ids(), allocation=SparsityAllocation(patterns))
+    for i, layer in enumerate(report.layers):
+        assert layer.sparsity == (0.5 if i % 2 else 0.25)
+        assert layer.asked == str(patterns[layer.name])
+
+
+def layer(**given) -> LayerReport:
+    defaults = {"name": "a", "block": 0, "asked": "0.5", "pruned": 4, "tokens": 8, "seconds": 0.1}
+    return LayerReport(**(defaults | given))
+
+
+def test_the_totals_of_a_report_by_hand():
+    report = PruneReport(
+        layers=(layer(shape=(2, 4), sparsity=0.5), layer(shape=(4, 6), sparsity=0.25, name="b")),
+        parameters=64,
+        seconds=1.0,
+    )
+    assert report.prunable == 8 + 24
+    assert report.sparsity == (4 + 6) / 32
+    assert report.coverage == 32 / 64
+    written = json.loads(json.dumps(report.to_json()))
+    assert (written["sparsity"], written["coverage"], written["prunable"]) == (10 / 32, 0.5, 32)
+    assert [entry["name"] for entry in written["layers"]] == ["a", "b"]
+
+
+def test_a_report_says_what_was_asked_and_what_was_done():
+    model, input_ids = tiny_model(), random_ids()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[:, :20] = 0  # more zeros than are asked for
+    report = prune_model(model, input_ids, pattern="50%")
+    by_name = {entry.name: entry for entry in report.layers}
+    assert [entry.block for entry in report.layers] == [0] * 7 + [1] * 7 + [2] * 7
+    assert all(entry.tokens == input_ids.numel() for entry in report.layers)
+    down = by_name["model.layers.2.mlp.down_proj"]
+    assert (down.shape, down.asked, down.pruned, down.sparsity) == ((32, 64), "0.5", 1024, 0.5)
+    up = by_name["model.layers.0.mlp.up_proj"]
+    assert (up.pruned, up.sparsity) == (1024, 20 / 32)
+    # q and o 32 x 32, k and v 16 x 32, three of 32 x 64; and 96 x 32 embedded, 96 x 32 in the head, 7 norms
+    assert report.prunable == 3 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)
+    assert report.parameters == report.prunable + 2 * VOCAB * 32 + 7 * 32
+
+
+def test_tied_parameters_count_once():
+    model = tiny_model("gemma3")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    report = prune_model(model, random_ids())
+    unpruned = sum(p.numel() for name, p in model.named_parameters() if "norm" in name) + VOCAB * 32
+    assert report.parameters == report.prunable + unpruned
+
+
+def test_a_method_that_needs_no_data_reads_none():
+    model = tiny_model()
+    report = prune_model(model, None, Magnitude())
+    assert {entry.tokens for entry in report.layers} == {None}
+    assert report.sparsity == 0.5
