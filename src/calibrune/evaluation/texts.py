@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from calibrune.corpora.files import FileCorpus
-from calibrune.corpora.hub import HubFile, hub_file
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.evaluation.perplexity import Perplexity, TextPerplexity, WindowPerplexity
 from calibrune.evaluation.score import Score
+from calibrune.lm.hub import hub_file
 from calibrune.lm.loading import LanguageModel
 from calibrune.settings import nearest
 
@@ -23,14 +23,14 @@ class Dataset:
     protocol: Perplexity
     note: str
     """What a reader of the number must know."""
-    hub: HubFile | None = None
-    """Where the hub has it; None: nowhere as it is needed."""
+    hub: tuple[str, str] | None = None
+    """The hub's dataset and the file in it; None: the hub does not have it as it is needed."""
 
 
 DATASETS = {
     "wikitext2": Dataset(
         file="wikitext2_test.jsonl.gz",
-        hub=HubFile("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet"),
+        hub=("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet"),
         protocol=WindowPerplexity(),
         note="WikiText-2 raw, test split. Ranks Wikipedia first as calibration data where accuracy ranks it last: "
         "never choose calibration data by it.",
@@ -42,7 +42,7 @@ DATASETS = {
     ),
     "alpaca": Dataset(
         file="alpaca.jsonl.gz",
-        hub=HubFile("tatsu-lab/alpaca", "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet"),
+        hub=("tatsu-lab/alpaca", "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet"),
         protocol=TextPerplexity(),
         note="Stanford Alpaca in its template, prompt and answer scored alike.",
     ),
@@ -128,7 +128,7 @@ def _find(name: str, dataset: Dataset, data: Path | None) -> Path:
     if data is None:
         if dataset.hub is None:
             raise ConfigError(f"{name} is read from a data folder with {dataset.file} in it; say which: --data DIR")
-        return hub_file(dataset.hub)
+        return hub_file("dataset", *dataset.hub, None, CorpusError).path
     places = [data / "corpora" / str(dataset.file), data / str(dataset.file)]
     for path in places:
         if path.is_file():

@@ -1,14 +1,21 @@
-"""What the hub has: a repository is pinned to its commit first, and one that is not there is said at once.
+"""A file from the hub, pinned to its commit; what is not there is said at once, and what is cached needs no hub.
 
-transformers and huggingface_hub answer a wrong name, or a hub that is out of reach, with minutes of retries.
+Left to themselves, transformers and huggingface_hub answer a hub that is out of reach with minutes of retries.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import dataset_info, model_info
+from huggingface_hub import dataset_info, hf_hub_download, model_info, try_to_load_from_cache
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from calibrune.errors import CalibruneError
 
@@ -20,35 +27,59 @@ HTTPError: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
-class Unreachable:
-    """The hub gave no answer; what the local cache has must do."""
+class HubFile:
+    """A file of the hub, on this machine."""
 
-    why: str
+    path: Path
+    commit: str
+    """Of the repository."""
+    offline: bool
+    """The hub gave no answer, and the file is from the local cache."""
 
 
-def commit_of(
-    repository: str, kind: Literal["model", "dataset"], revision: str | None, error: type[CalibruneError]
-) -> str | Unreachable:
-    """The commit that a revision of a repository is at; `Unreachable` where the hub does not answer.
+def hub_file(
+    kind: Literal["model", "dataset"], repository: str, file: str, revision: str | None, error: type[CalibruneError]
+) -> HubFile:
+    """Fetch a file of a repository, or find it in the local cache.
 
     Raises:
-        CalibruneError: of the type `error`: the hub says that there is no such repository or revision, or it is gated.
+        CalibruneError: of the type `error`: there is no such repository, revision or file, it is gated, or the hub
+            does not answer and the cache does not have it.
     """
-    info = model_info if kind == "model" else dataset_info
+    what = f"the {kind} {repository!r}"
     try:
-        return str(info(repository, revision=revision, timeout=TIMEOUT).sha)
+        info = model_info if kind == "model" else dataset_info
+        info(repository, revision=revision, timeout=TIMEOUT)
+        # by the branch's name, so that the cache knows it when the hub is away
+        path = Path(hf_hub_download(repository, file, repo_type=kind, revision=revision, etag_timeout=TIMEOUT))
+        return HubFile(path, _commit_of(path), offline=False)
     except GatedRepoError as said:
-        raise error(f"the {kind} {repository!r} is gated: accept its terms on the hub, and set HF_TOKEN") from said
+        raise error(f"{what} is gated; accept its terms on the hub and set HF_TOKEN") from said
     except RevisionNotFoundError as said:
-        raise error(f"the {kind} {repository!r} has no revision {revision!r} on the hub; check it") from said
+        raise error(f"{what} has no revision {revision!r} on the hub; check it") from said
+    except RemoteEntryNotFoundError as said:
+        raise error(f"{what} on the hub has no {file}; check the name, or give a local path") from said
     except (RepositoryNotFoundError, HFValidationError) as said:
         raise error(
-            f"the hub has no {kind} {repository!r}; check the name (a private one needs HF_TOKEN), or give a local path"
+            f"there is no folder {repository!r} here and no {kind} of that name on the hub (a private one needs "
+            f"HF_TOKEN); check the name, or give a local path"
         ) from said
     except (OSError, HTTPError) as said:
-        return Unreachable(first_line(said))
+        cached = try_to_load_from_cache(repository, file, repo_type=kind, revision=revision)
+        if isinstance(cached, str):
+            return HubFile(Path(cached), _commit_of(Path(cached)), offline=True)
+        raise error(
+            f"there is no folder {repository!r} here, the hub cannot be reached ({first_line(said)}), and its local "
+            f"cache does not have {what}; give a local path"
+        ) from said
 
 
 def first_line(error: BaseException) -> str:
     """What an error says, without the rest of its story."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
+def _commit_of(path: Path) -> str:
+    """The cache keeps files as .../snapshots/COMMIT/FILE."""
+    parts = path.parts
+    return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1]

