@@ -1,6 +1,15 @@
 """What the layers of a model see on the calibration data: statistics, and the walk that collects them."""
 
-from calibrune.activations.statistics import InputNorm, InputStatistic, LayerStats
+from calibrune.activations.statistics import InputHessian, InputMoments, InputNorm, InputStatistic, LayerStats
 from calibrune.activations.stream import BlockInputs, LayerInputs, stream_blocks
 
-__all__ = ["BlockInputs", "InputNorm", "InputStatistic", "LayerInputs", "LayerStats", "stream_blocks"]
+__all__ = [
+    "BlockInputs",
+    "InputHessian",
+    "InputMoments",
+    "InputNorm",
+    "InputStatistic",
+    "LayerInputs",
+    "LayerStats",
+    "stream_blocks",
+]

@@ -37,9 +37,7 @@ class InputNorm(InputStatistic):
     """L2 norm of each input feature over the calibration tokens (the norm of X_j in Wanda, Sun et al., 2024)."""
 
     def __init__(self, in_features: int, device: torch.device) -> None:
-        # float64: the sum runs over up to millions of tokens, and the vector is short
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sum_of_squares = torch.zeros(in_features, dtype=dtype, device=device)
+        self._sum_of_squares = torch.zeros(in_features, dtype=_wide(device), device=device)
         self.tokens = 0
 
     def update(self, x: Float[Tensor, "tokens in"]) -> None:
@@ -57,6 +55,65 @@ class InputNorm(InputStatistic):
     def rms(self) -> Float[Tensor, "in"]:
         """The norm divided by the square root of the tokens: calibration sets of two sizes compare. All 0 unseen."""
         return (self._sum_of_squares / max(self.tokens, 1)).sqrt().float()
+
+
+class InputMoments(InputStatistic):
+    """Sum and variance of each input feature (what DSnoT calls the expectation and the variance of the inputs)."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        dtype = _wide(device)
+        self._sum = torch.zeros(in_features, dtype=dtype, device=device)
+        self._variance = torch.zeros(in_features, dtype=dtype, device=device)
+        self.tokens = self.sequences = 0
+
+    def update(self, x: Float[Tensor, "tokens in"]) -> None:
+        x = x.float()
+        self._sum += x.sum(dim=0)
+        self._variance += x.var(dim=0, correction=0)
+        self.tokens += len(x)
+        self.sequences += 1
+
+    def merge(self, other: "InputStatistic") -> None:
+        if not isinstance(other, InputMoments):
+            raise TypeError(f"InputMoments cannot add up with {type(other).__name__}")
+        self._sum += other._sum
+        self._variance += other._variance
+        self.tokens += other.tokens
+        self.sequences += other.sequences
+
+    @property
+    def sum_per_sequence(self) -> Float[Tensor, "in"]:
+        """Sum over a sequence's tokens, mean over sequences: the unit of the published DSnoT code."""
+        return (self._sum / max(self.sequences, 1)).float()
+
+    @property
+    def variance(self) -> Float[Tensor, "in"]:
+        """Variance within a sequence, mean over sequences; how the means of sequences differ is not in it."""
+        return (self._variance / max(self.sequences, 1)).float()
+
+
+class InputHessian(InputStatistic):
+    """Second moment of the inputs, E[x xT]: the Hessian of the layer's squared output error, up to a factor of 2."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._sum = torch.zeros(in_features, in_features, device=device)
+        self.tokens = 0
+
+    def update(self, x: Float[Tensor, "tokens in"]) -> None:
+        x = x.float()
+        self._sum.addmm_(x.T, x)
+        self.tokens += len(x)
+
+    def merge(self, other: "InputStatistic") -> None:
+        if not isinstance(other, InputHessian):
+            raise TypeError(f"InputHessian cannot add up with {type(other).__name__}")
+        self._sum += other._sum
+        self.tokens += other.tokens
+
+    @property
+    def matrix(self) -> Float[Tensor, "in in"]:
+        """A new matrix at every call, the caller's to change."""
+        return self._sum / max(self.tokens, 1)
 
 
 class LayerStats:
@@ -83,3 +140,8 @@ class LayerStats:
     def tokens(self) -> int | None:
         """Input vectors seen; None where nothing was collected."""
         return next((statistic.tokens for statistic in self._by_type.values()), None)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """For short vectors that are summed over up to millions of tokens."""
+    return torch.float32 if device.type == "mps" else torch.float64

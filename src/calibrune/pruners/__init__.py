@@ -1,10 +1,32 @@
 """Pruning methods, one a file; the table below makes them known by name."""
 
+from calibrune.pruners.alps import ALPS
+from calibrune.pruners.dsnot import DSnoT
 from calibrune.pruners.magnitude import Magnitude
 from calibrune.pruners.masks import keep_highest
 from calibrune.pruners.pruner import PrunedWeight, Pruner
+from calibrune.pruners.ria import RIA
+from calibrune.pruners.sparsegpt import SparseGPT
 from calibrune.pruners.wanda import Wanda
 
-PRUNERS: dict[str, type[Pruner]] = {"magnitude": Magnitude, "wanda": Wanda}
+PRUNERS: dict[str, type[Pruner]] = {
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "ria": RIA,
+    "sparsegpt": SparseGPT,
+    "dsnot": DSnoT,
+    "alps": ALPS,
+}
 
-__all__ = ["PRUNERS", "Magnitude", "PrunedWeight", "Pruner", "Wanda", "keep_highest"]
+__all__ = [
+    "ALPS",
+    "PRUNERS",
+    "RIA",
+    "DSnoT",
+    "Magnitude",
+    "PrunedWeight",
+    "Pruner",
+    "SparseGPT",
+    "Wanda",
+    "keep_highest",
+]

@@ -16,6 +16,8 @@ class PrunedWeight(NamedTuple):
     """The new weight, zero where `mask` is False."""
     mask: Bool[Tensor, "out in"]
     """True where a weight stays."""
+    damping: float | None = None
+    """What was added to the Hessian's diagonal, as a fraction of its mean; None: no Hessian was factorised."""
 
 
 @runtime_checkable

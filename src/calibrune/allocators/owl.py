@@ -1,0 +1,73 @@
+"""OWL: blocks with many outlying scores keep more of their weights."""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from calibrune.activations import BlockInputs, InputNorm, stream_blocks
+from calibrune.allocators.allocation import SparsityAllocation
+from calibrune.allocators.spread import mixed_by_block, sizes, unstructured_by_block, weighted_mean
+from calibrune.allocators.uniform import Uniform
+from calibrune.errors import ConfigError
+from calibrune.lm.layout import decoder_blocks
+from calibrune.patterns import SemiStructured, SparsityPattern
+from calibrune.settings import settings
+
+
+@settings
+class OWL:
+    """Outlier-weighed layerwise sparsity (Yin et al., ICML 2024, arXiv 2310.05175), as its released code computes it.
+
+    A block's outliers are the weights whose |weight| x input norm exceeds `outlier` times the mean over all of the
+    block's weights. The shares of outliers are spread over a band of densities 2 x `width` wide, whose mean is what was
+    asked for; so a single block can lie outside of +- `width`.
+    """
+
+    outlier: Annotated[float, Gt(0)] = 5.0
+    """M: how many times the block's mean score makes an outlier."""
+    width: Annotated[float, Gt(0)] = 0.08
+    """Lambda: half the width of the band of densities."""
+    n_m: Literal["mixed", "strict"] = "mixed"
+    """For N:M. mixed: an N of its own for each block (the study's, whose Lambda is 2 and M is 6 there); strict: the
+    target's N everywhere, which leaves OWL nothing to choose."""
+    n_width: Annotated[float, Gt(0)] = 2.0
+    """Lambda for mixed N:M, in weights of a group of M."""
+
+    def allocate(
+        self, model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"] | None, target: SparsityPattern
+    ) -> SparsityAllocation:
+        """Run the calibration data through the dense model and share the sparsity out by block.
+
+        Raises:
+            ConfigError: no calibration data, or a block's sparsity leaves [0, 1).
+        """
+        if isinstance(target, SemiStructured) and self.n_m == "strict":
+            return Uniform().allocate(model, input_ids, target)
+        if input_ids is None:
+            raise ConfigError("OWL needs calibration data to find outliers, got none; use allocation=uniform without")
+        blocks = decoder_blocks(model)
+        shares = [
+            self._outliers(block)
+            for block in stream_blocks(
+                model, input_ids, (InputNorm,), propagate="dense", description="looking for outliers (OWL)"
+            )
+        ]
+        spread = max(shares) - min(shares)
+        # equal shares: nothing to tell the blocks apart by, so all get the same
+        positions = [(share - min(shares)) / spread if spread else 0.0 for share in shares]
+        mean = weighted_mean(positions, sizes(blocks))
+        if isinstance(target, SemiStructured):
+            return mixed_by_block(blocks, [2 * self.n_width * (p - mean) for p in positions], target)
+        sparsities = [target.sparsity - 2 * self.width * (p - mean) for p in positions]
+        return unstructured_by_block(blocks, sparsities, target, f"OWL with width={self.width:g}")
+
+    def _outliers(self, block: BlockInputs) -> float:
+        """The share of a block's weights that are outliers; one mean for the whole block."""
+        scores = [inputs.layer.weight.abs().float() * inputs.stats[InputNorm].rms for inputs in block.layers]
+        count = sum(score.numel() for score in scores)
+        mean = float(torch.stack([score.double().sum() for score in scores]).sum()) / count
+        return sum(int((score > self.outlier * mean).sum()) for score in scores) / count

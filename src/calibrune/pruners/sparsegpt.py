@@ -1,0 +1,122 @@
+"""SparseGPT: columns go one by one, and the weights that stay make up for those that went."""
+
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrune.activations.statistics import InputHessian, InputStatistic, LayerStats
+from calibrune.errors import ConfigError, RunError
+from calibrune.patterns import SemiStructured, SparsityPattern
+from calibrune.pruners.masks import keep_highest
+from calibrune.pruners.pruner import PrunedWeight
+from calibrune.settings import settings
+
+DAMPING_STEP, HIGHEST_DAMPING = 10.0, 100.0
+"""When the factorisation fails the damping is raised by this factor, to no more than that."""
+
+PANEL = 16
+"""Columns that are updated one by one; all others of a block by one matrix product for a panel."""
+
+
+@settings
+class SparseGPT:
+    """Prunes by the error that a loss costs and updates the rest (Frantar and Alistarh, 2023, arXiv 2301.00774)."""
+
+    block_size: Annotated[int, Ge(1)] = 128
+    """Columns whose mask is chosen at once; the sparsity is exact in each block of columns, free across rows."""
+    damping: Annotated[float, Gt(0)] = 0.01
+    """Added to the Hessian's diagonal, as a fraction of its mean; raised step by step where the factorisation fails."""
+
+    requires: ClassVar[tuple[type[InputStatistic], ...]] = (InputHessian,)
+
+    def prune(self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern) -> PrunedWeight:
+        """Choose and update block by block; the weights that stay change.
+
+        Raises:
+            ConfigError: the block size is not a multiple of M.
+            RunError: the Hessian cannot be factorised even with the highest damping.
+        """
+        if isinstance(pattern, SemiStructured) and self.block_size % pattern.m:
+            raise ConfigError(
+                f"{pattern} sparsity needs a block_size that is a multiple of {pattern.m}, got {self.block_size}"
+            )
+        H = stats[InputHessian].matrix
+        dead = H.diagonal() == 0
+        factor = inverse_factor(H, self.damping)
+        # inputs as rows: the weights of one input lie side by side, so that a column is read and written at once
+        W = weight.float().T.contiguous()
+        W[dead] = 0
+        mask = torch.ones_like(W, dtype=torch.bool)
+        for start in range(0, len(W), self.block_size):
+            end = min(start + self.block_size, len(W))
+            errors = _prune_block(W[start:end], mask[start:end], factor.upper[start:end, start:end], pattern)
+            W[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1)
+        kept = mask.T.contiguous()
+        return PrunedWeight(W.T.contiguous().to(weight.dtype).masked_fill_(~kept, 0), kept, damping=factor.damping)
+
+
+class InverseFactor(NamedTuple):
+    """The inverse of a damped Hessian, factorised."""
+
+    upper: Float[Tensor, "in in"]
+    """U, upper triangular, with U^T U the inverse."""
+    damping: float
+    """The fraction that was needed."""
+
+
+def inverse_factor(hessian: Float[Tensor, "in in"], damping: float) -> InverseFactor:
+    """Factorise the inverse of a Hessian whose dead inputs (zero diagonal) are made 1; `hessian` is used up.
+
+    Raises:
+        RunError: not even the highest damping makes it positive definite.
+    """
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1
+    original, mean = diagonal.clone(), diagonal.mean()
+    while True:
+        diagonal.copy_(original + damping * mean)
+        # the Cholesky factor of the reversed matrix, reversed, is an upper R with R R^T = H; then U is R's inverse,
+        # by one triangular solve: no inverse of H is formed
+        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+        if not failed and lower.isfinite().all():
+            upper = lower.flip(0, 1)
+            eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+            return InverseFactor(torch.linalg.solve_triangular(upper, eye, upper=True), damping)
+        if damping * DAMPING_STEP > HIGHEST_DAMPING:
+            raise RunError(
+                f"the Hessian of {len(hessian)} inputs cannot be factorised, not even with damping {damping:g}: the "
+                f"activations hold NaN or infinity; check the model in float32"
+            )
+        damping *= DAMPING_STEP
+
+
+def _prune_block(
+    W: Float[Tensor, "block out"],
+    mask: Bool[Tensor, "block out"],
+    upper: Float[Tensor, "block block"],
+    pattern: SparsityPattern,
+) -> Float[Tensor, "block out"]:
+    """Prune a block of inputs in place; return each input's error, for the inputs that come after the block."""
+    diagonal = upper.diagonal()
+    if not isinstance(pattern, SemiStructured):
+        costs = (W / diagonal[:, None]).square()
+        mask.copy_(keep_highest(costs.T.contiguous(), pattern, "layer").T)
+    errors = torch.empty_like(W)
+    # N:M chooses from updated weights, so a panel ends where a group of M does
+    panel = PANEL if not isinstance(pattern, SemiStructured) else pattern.m * max(1, PANEL // pattern.m)
+    for start in range(0, len(W), panel):
+        end = min(start + panel, len(W))
+        for i in range(start, end):
+            if isinstance(pattern, SemiStructured) and i % pattern.m == 0:
+                group = slice(i, i + pattern.m)
+                costs = (W[group] / diagonal[group, None]).square()
+                mask[group] = keep_highest(costs.T.contiguous(), pattern).T
+            kept = W[i] * mask[i]
+            errors[i] = (W[i] - kept) / diagonal[i]
+            W[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i], alpha=-1)
+            W[i] = kept
+        W[end:].addmm_(upper[start:end, end:].T, errors[start:end], alpha=-1)
+    return errors
