@@ -293,15 +293,14 @@ def test_a_finished_run_is_not_overwritten(here, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_failure_under_way_ends_with_1(here, tmp_path):
-    model = tiny_model()
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    said = run("prune", tmp_path / "model", "--method", "magnitude", "--out", tmp_path / "out", status=1)
-    assert said.err.splitlines()[-2].startswith("calibrune: error: 1 of 2048 pruning scores are not a number")
-    assert "while pruning model.layers.1.mlp.up_proj" in said.err
+def test_a_failure_under_way_ends_with_1(here, tmp_path, monkeypatch):
+    def no_room(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", no_room)
+    said = run("prune", here / "model", "--method", "magnitude", "--out", tmp_path / "out", status=1)
+    assert "calibrune: error: " in said.err
+    assert "No space left on device" in said.err
     assert not (tmp_path / "out").exists()
 
 
@@ -412,4 +411,4 @@ def test_a_set_is_not_overwritten(here, tmp_path):
 
 def test_a_folder_that_takes_no_files_is_refused(here, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    assert "cannot be written to" in refused(*NOBODY, "--out", tmp_path / "out")
+    assert "nothing can be written to" in refused(*NOBODY, "--out", tmp_path / "out")

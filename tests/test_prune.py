@@ -216,7 +216,7 @@ def test_every_layer_can_have_a_pattern_of_its_own():
 
 
 def layer(**given) -> LayerReport:
-    defaults = {"name": "a", "block": 0, "asked": "0.5", "pruned": 4, "tokens": 8, "seconds": 0.1}
+    defaults = {"name": "a", "block": 0, "asked": "0.5", "pruned": 4, "tokens": 8, "damping": None, "seconds": 0.1}
     return LayerReport(**(defaults | given))
 
 

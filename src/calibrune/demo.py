@@ -3,6 +3,7 @@
 What is compared is the calibration data: none (magnitude), random tokens, and text that the model wrote itself.
 """
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from calibrune.checkpoint import check_free, read_manifest, save_pruned
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
-from calibrune.errors import OutputError
+from calibrune.errors import CorpusError, OutputError
 from calibrune.evaluation.perplexity import WindowPerplexity
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import EvaluationTexts, evaluation_texts
@@ -31,6 +32,8 @@ from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Prefo
 from calibrune.report.plots import bar_chart, layer_chart
 from calibrune.report.tables import Table
 from calibrune.verbs import request_for
+
+log = logging.getLogger(__name__)
 
 PATTERN = "50%"
 PROMPTS = ("The capital of France is", "Water boils at", "Once upon a time, a fox")
@@ -78,15 +81,15 @@ def run_demo(
     """Prune `model` to 50% with magnitude, Wanda on random tokens, and Wanda on self-generated text.
 
     Writes `out/report.html` and the last of the three as a checkpoint, `out/model`; those of an earlier demo are
-    replaced. Perplexity is measured on WikiText-2 and Alpaca where `data` has them, else on Python's documentation.
+    replaced. Perplexity is measured on WikiText-2 and Alpaca, from the folder `data` or else from the hub; where the
+    hub is out of reach, on Python's documentation.
 
     Raises:
         CalibruneError: the model cannot be had, or `out` holds something that no demo wrote.
     """
     start = time.perf_counter()
     _check_room(out)
-    names = ("wikitext2", "alpaca") if data else ("python-docs",)
-    texts = [_short(evaluation_texts(name, data), size) for name in names]
+    texts = [_short(text, size) for text in _texts(data)]
     lm = load_model(model)
     fingerprint = weights_fingerprint(lm.model)
     outcomes = [_measured("dense", lm, texts, size)]
@@ -123,6 +126,17 @@ def run_demo(
         "seconds": seconds,
         "calibration": own_text.fingerprint,
     }
+
+
+def _texts(data: Path | None) -> list[EvaluationTexts]:
+    """The real sets where they can be had, else English that every Python brings along."""
+    try:
+        return [evaluation_texts(name, data) for name in ("wikitext2", "alpaca")]
+    except CorpusError as error:
+        if data is not None:
+            raise
+        log.info("measuring on Python's documentation, for %s", error)
+        return [evaluation_texts("python-docs")]
 
 
 def _check_room(out: Path) -> None:

@@ -35,6 +35,8 @@ class LayerReport:
     """Share of exact zeros in the new weight, counted; at least `pruned` / size."""
     tokens: int | None
     """Calibration tokens the layer saw; None where the method needs none."""
+    damping: float | None
+    """What was added to the Hessian's diagonal, as a fraction of its mean; None where the method has no Hessian."""
     seconds: float
     """Time of the pruning itself, without the passes through the model."""
 
@@ -178,6 +180,7 @@ def _report(
         pruned=int((~pruned.mask).sum()),
         sparsity=float((weight == 0).sum()) / weight.numel(),
         tokens=inputs.stats.tokens,
+        damping=pruned.damping,
         seconds=seconds,
     )
 

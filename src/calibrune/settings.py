@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
@@ -61,12 +62,24 @@ def choose(table: Mapping[str, Callable[..., T]], kind: str, name: str, options:
 
 
 def defaults(kind: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings of a settings class by name, with their defaults; without those that have none, or a made one."""
+    """The settings of a settings class by name, with their defaults; without those that have none, or a made one.
+
+    A default that is itself a settings object is given by its class's name in small letters, as it is asked for.
+    """
     known: Mapping[str, Any] = kind.__pydantic_fields__  # type: ignore[attr-defined]
     return {
-        name: field.default
+        name: type(field.default).__name__.lower() if is_dataclass(field.default) else field.default
         for name, field in known.items()
         if name not in without and not field.is_required() and field.default_factory is None
+    }
+
+
+def record(setting: Any) -> dict[str, Any]:
+    """The values of a settings object as JSON; settings inside it say what they are as well."""
+    return {
+        field.name: {"kind": type(value).__name__, **record(value)} if is_dataclass(value) else value
+        for field in fields(setting)
+        for value in [getattr(setting, field.name)]
     }
 
 

@@ -1,6 +1,6 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,7 +18,7 @@ from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, load_model,
 from calibrune.patterns import SparsityPattern, parse_pattern
 from calibrune.prune import check_allocatable, prune_model
 from calibrune.pruners import PRUNERS, Pruner
-from calibrune.settings import choose, defaults, nearest
+from calibrune.settings import choose, defaults, nearest, record
 
 
 def prune(
@@ -81,9 +81,9 @@ def request_for(
     """The record of a run; `weights` is the fingerprint of the dense model."""
     return PruneRequest(
         model=lm.source | {"weights": weights},
-        pruner={"name": method} | _settings_of(pruner),
+        pruner={"name": method} | record(pruner),
         pattern=str(pattern),
-        allocation={"name": allocation} | _settings_of(allocator or Uniform()),
+        allocation={"name": allocation} | record(allocator or Uniform()),
         propagate=propagate,
         batch_tokens=batch_tokens,
         calibration=calibration.manifest if calibration else None,
@@ -204,10 +204,6 @@ def known(what: str) -> dict[str, dict[str, Any]]:
             f"package:{name}": {"summary": summary, "command": how, "options": {}} for name, how in PACKAGES.items()
         }
     raise ConfigError(f"there is no list of {what!r}{nearest(what, LISTS)}")
-
-
-def _settings_of(setting: Any) -> dict[str, Any]:
-    return asdict(setting)
 
 
 def _described(kind: type) -> dict[str, Any]:

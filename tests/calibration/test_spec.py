@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_models import VOCAB, random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import SOURCES, build_calibration, parse_spec, source_options
+from calibrune.calibration.spec import build_calibration, parse_spec
 from calibrune.errors import CalibrationError, CalibruneError, ConfigError
 from calibrune.lm.loading import LanguageModel
 
@@ -73,7 +73,7 @@ def test_a_spec_without_a_source_is_an_error(spec):
 
 
 def test_a_value_that_is_no_yaml_is_an_error():
-    with pytest.raises(ConfigError, match=r"prompts=\[bos cannot be read"):
+    with pytest.raises(ConfigError, match=r"an option of 'selfgen:prompts=\[bos' cannot be read"):
         parse_spec("selfgen:prompts=[bos")
 
 
@@ -155,8 +155,8 @@ def test_128_samples_unless_told_otherwise(here, lm):
 
 
 BAD = {
-    "selfgn": "no calibration source 'selfgn'; did you mean 'selfgen'",
-    "c5": "no calibration source 'c5'; choose one of: random, selfgen",
+    "selfgn": "no calibration source 'selfgn'.*; did you mean 'selfgen'",
+    "c5": "no calibration source 'c5'.*; choose one of: random, selfgen",
     "selfgen:temprature=1": "the source 'selfgen' has no option 'temprature'; did you mean 'temperature'",
     "selfgen:text_field=body": "has no option 'text_field'",
     "selfgen:model=1": "has no option 'model'",
@@ -168,7 +168,7 @@ BAD = {
     "selfgen:prompts=nope.jsonl": r"no file nope\.jsonl",
     "selfgen:prompts=empty.jsonl": "empty",
     "selfgen:drop_highest=0.6:drop_lowest=0.6": "leave nothing",
-    "selfgen:among=null": "needs their number: add n_texts",
+    "selfgen:among=null": "their number is needed: add n_texts",
     "selfgen:n_texts=1": "give only",
     "random:prompts=bos": "the source 'random' has no option 'prompts'",
     "random:windows=pakced": "policy cannot be 'pakced'",
@@ -230,17 +230,3 @@ def test_a_set_that_was_changed_on_disk_is_refused(here, lm):
     save_file({"input_ids": random_ids(8, 16, seed=1)}, "made/calibration.safetensors")
     with pytest.raises(CalibrationError, match="fingerprint"):
         build_calibration("made", lm)
-
-
-def test_what_is_listed_is_what_is_taken(here, lm):
-    for source, options in source_options().items():
-        assert source in SOURCES or source == "FILE"
-        given = [option for option in options if not option.endswith("=")]
-        for option in given:
-            name, _, default = option.partition("=")
-            assert " " not in default, f"{option}: a default is a plain value"
-            spec = f"{'lines.jsonl' if source == 'FILE' else source}:{name}={'null' if default == 'None' else default}"
-            if source != "selfgen":
-                build_calibration(spec, lm, n_samples=1, seq_len=8)
-            else:
-                build_calibration(f"{spec}:n_texts=4" if name != "n_texts" else spec, lm, n_samples=1, seq_len=8)

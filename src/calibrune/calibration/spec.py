@@ -131,6 +131,9 @@ def _recipe(
             f"the source {source!r} has no option {wrong!r}{nearest(wrong, known)} (see `calibrune list sources`)"
         )
 
+    if seq_len is not None and seq_len < 2:
+        raise ConfigError(f"sequences of {seq_len} tokens were asked for; at least 2 are needed")
+
     def recipe(lm: LanguageModel) -> CalibrationRecipe:
         length = min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH) if seq_len is None else seq_len
         return CalibrationRecipe(

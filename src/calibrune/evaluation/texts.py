@@ -128,7 +128,10 @@ def _find(name: str, dataset: Dataset, data: Path | None) -> Path:
     if data is None:
         if dataset.hub is None:
             raise ConfigError(f"{name} is read from a data folder with {dataset.file} in it; say which: --data DIR")
-        return hub_file("dataset", *dataset.hub, None, CorpusError).path
+        try:
+            return hub_file("dataset", *dataset.hub, None, CorpusError).path
+        except CorpusError as error:
+            raise CorpusError(f"{error}: --data DIR, a folder with {dataset.file} in it") from error
     places = [data / "corpora" / str(dataset.file), data / str(dataset.file)]
     for path in places:
         if path.is_file():
