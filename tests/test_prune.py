@@ -16,7 +16,7 @@ from calibrune.errors import CalibruneError, ConfigError, ModelError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.patterns import parse_pattern
 from calibrune.prune import LayerReport, PruneReport, prune_model
-from calibrune.pruners import Magnitude, PrunedWeight, Wanda
+from calibrune.pruners import DSnoT, DSnoTPublished, Magnitude, PrunedWeight, Wanda
 
 
 def bytes_of(model: nn.Module) -> dict[str, bytes]:
@@ -216,7 +216,16 @@ def test_every_layer_can_have_a_pattern_of_its_own():
 
 
 def layer(**given) -> LayerReport:
-    defaults = {"name": "a", "block": 0, "asked": "0.5", "pruned": 4, "tokens": 8, "damping": None, "seconds": 0.1}
+    defaults = {
+        "name": "a",
+        "block": 0,
+        "asked": "0.5",
+        "pruned": 4,
+        "tokens": 8,
+        "damping": None,
+        "output_error": None,
+        "seconds": 0.1,
+    }
     return LayerReport(**(defaults | given))
 
 
@@ -264,3 +273,37 @@ def test_a_method_that_needs_no_data_reads_none():
     report = prune_model(model, None, Magnitude())
     assert {entry.tokens for entry in report.layers} == {None}
     assert report.sparsity == 0.5
+
+
+def test_the_output_error_is_that_of_the_layers_own_outputs():
+    model, input_ids = tiny_model(), random_ids(2, 8)
+    layer = decoder_blocks(model)[0].layers[0]
+    dense, inputs = layer.weight.clone(), []
+    handle = layer.module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0][:, :8].reshape(-1, 32)))
+    with torch.no_grad():
+        model(input_ids)
+    handle.remove()
+    report = prune_model(model, input_ids, Wanda(), "50%")
+    # 8 tokens of each sequence are sampled, and these sequences have 8
+    before, after = inputs[0] @ dense.T, inputs[0] @ layer.weight.T
+    expected = float((before - after).square().sum() / before.square().sum())
+    assert report.layers[0].output_error == pytest.approx(expected, rel=1e-4)
+    assert 0 < expected < 1
+
+
+def test_without_inputs_there_is_no_output_error():
+    assert prune_model(tiny_model(), None, Magnitude(), "50%").layers[0].output_error is None
+
+
+def test_a_pruner_that_goes_by_names_is_asked_for_each_layer():
+    input_ids = random_ids()
+
+    def masks(pruner) -> dict[str, torch.Tensor]:
+        model = tiny_model()
+        prune_model(model, input_ids, pruner, "50%", propagate="dense")
+        return {layer.name: layer.weight != 0 for block in decoder_blocks(model) for layer in block.layers}
+
+    wanda, published = masks(Wanda()), masks(DSnoTPublished(refine=DSnoT(keep_best=False, threshold=0.0)))
+    same = {name for name in wanda if torch.equal(wanda[name], published[name])}
+    assert {name for name in wanda if "mlp" in name} <= same
+    assert any("self_attn" in name for name in wanda.keys() - same)

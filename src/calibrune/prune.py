@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from calibrune.activations.statistics import InputSample
 from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, stream_blocks
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
@@ -16,7 +17,7 @@ from calibrune.errors import CalibruneError, ConfigError, ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.patterns import SparsityPattern, parse_pattern
-from calibrune.pruners import PrunedWeight, Pruner, Wanda
+from calibrune.pruners import PerLayer, PrunedWeight, Pruner, Wanda
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class LayerReport:
     """Calibration tokens the layer saw; None where the method needs none."""
     damping: float | None
     """What was added to the Hessian's diagonal, as a fraction of its mean; None where the method has no Hessian."""
+    output_error: float | None
+    """Squared change of the layer's output over the squared output, on a sample of its calibration inputs (8 tokens of
+    each sequence); None where the method sees no inputs, or all outputs are 0."""
     seconds: float
     """Time of the pruning itself, without the passes through the model."""
 
@@ -115,17 +119,19 @@ def prune_model(
     for block in stream_blocks(
         model,
         input_ids,
-        pruner.requires,
+        (*pruner.requires, InputSample) if pruner.requires else (),
         propagate=propagate,
         batch_tokens=batch_tokens,
         description=f"pruning ({type(pruner).__name__}, {target})",
     ):
         for inputs in block.layers:
-            layer_start = time.perf_counter()
             asked = allocation[inputs.layer.name]
+            layer_start = time.perf_counter()
             pruned = _prune_layer(inputs, pruner, asked)
+            seconds = time.perf_counter() - layer_start
+            error = _output_error(inputs, pruned) if pruner.requires else None
             inputs.layer.replace_weight(pruned.weight)
-            reports.append(_report(inputs, block.block.index, asked, pruned, time.perf_counter() - layer_start))
+            reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds))
     return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
@@ -162,14 +168,23 @@ def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation) -> Non
 
 def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
     try:
-        return pruner.prune(inputs.layer.weight, inputs.stats, asked)
+        chosen = pruner.for_layer(inputs.layer.name) if isinstance(pruner, PerLayer) else pruner
+        return chosen.prune(inputs.layer.weight, inputs.stats, asked)
     except CalibruneError as error:
         error.add_note(f"while pruning {inputs.layer.name} with {pruner}")
         raise
 
 
+def _output_error(inputs: LayerInputs, pruned: PrunedWeight) -> float | None:
+    """How much of the layer's output the new weight changes, before the old one is overwritten."""
+    X, W = inputs.stats[InputSample].rows, inputs.layer.weight.float()
+    dense = (X @ W.T).double().square().sum()
+    changed = (X @ (W - pruned.weight.float()).T).double().square().sum()
+    return float(changed / dense) if dense > 0 else None
+
+
 def _report(
-    inputs: LayerInputs, block: int, asked: SparsityPattern, pruned: PrunedWeight, seconds: float
+    inputs: LayerInputs, block: int, asked: SparsityPattern, pruned: PrunedWeight, error: float | None, seconds: float
 ) -> LayerReport:
     weight = inputs.layer.weight
     return LayerReport(
@@ -181,6 +196,7 @@ def _report(
         sparsity=float((weight == 0).sum()) / weight.numel(),
         tokens=inputs.stats.tokens,
         damping=pruned.damping,
+        output_error=error,
         seconds=seconds,
     )
 

@@ -1,6 +1,13 @@
 """What the layers of a model see on the calibration data: statistics, and the walk that collects them."""
 
-from calibrune.activations.statistics import InputHessian, InputMoments, InputNorm, InputStatistic, LayerStats
+from calibrune.activations.statistics import (
+    InputHessian,
+    InputMoments,
+    InputNorm,
+    InputSample,
+    InputStatistic,
+    LayerStats,
+)
 from calibrune.activations.stream import BlockInputs, LayerInputs, stream_blocks
 
 __all__ = [
@@ -8,6 +15,7 @@ __all__ = [
     "InputHessian",
     "InputMoments",
     "InputNorm",
+    "InputSample",
     "InputStatistic",
     "LayerInputs",
     "LayerStats",

@@ -116,6 +116,32 @@ class InputHessian(InputStatistic):
         return self._sum / max(self.tokens, 1)
 
 
+class InputSample(InputStatistic):
+    """A few of the inputs themselves, evenly spaced in each sequence: to measure a new weight's output."""
+
+    PER_SEQUENCE = 8
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._rows = [torch.empty(0, in_features, device=device)]
+        self.tokens = 0
+
+    def update(self, x: Float[Tensor, "tokens in"]) -> None:
+        places = torch.linspace(0, len(x) - 1, min(self.PER_SEQUENCE, len(x)), device=x.device).long()
+        self._rows.append(x[places].float())
+        self.tokens += len(x)
+
+    def merge(self, other: "InputStatistic") -> None:
+        if not isinstance(other, InputSample):
+            raise TypeError(f"InputSample cannot add up with {type(other).__name__}")
+        self._rows += other._rows
+        self.tokens += other.tokens
+
+    @property
+    def rows(self) -> Float[Tensor, "tokens in"]:
+        """The sampled inputs, in the order of the sequences."""
+        return torch.cat(self._rows)
+
+
 class LayerStats:
     """The statistics of one layer, by type: `stats[InputNorm].rms`."""
 

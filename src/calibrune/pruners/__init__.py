@@ -1,10 +1,10 @@
 """Pruning methods, one a file; the table below makes them known by name."""
 
 from calibrune.pruners.alps import ALPS
-from calibrune.pruners.dsnot import DSnoT
+from calibrune.pruners.dsnot import DSnoT, DSnoTPublished
 from calibrune.pruners.magnitude import Magnitude
 from calibrune.pruners.masks import keep_highest
-from calibrune.pruners.pruner import PrunedWeight, Pruner
+from calibrune.pruners.pruner import PerLayer, PrunedWeight, Pruner
 from calibrune.pruners.ria import RIA
 from calibrune.pruners.sparsegpt import SparseGPT
 from calibrune.pruners.wanda import Wanda
@@ -15,6 +15,7 @@ PRUNERS: dict[str, type[Pruner]] = {
     "ria": RIA,
     "sparsegpt": SparseGPT,
     "dsnot": DSnoT,
+    "dsnot-published": DSnoTPublished,
     "alps": ALPS,
 }
 
@@ -23,7 +24,9 @@ __all__ = [
     "PRUNERS",
     "RIA",
     "DSnoT",
+    "DSnoTPublished",
     "Magnitude",
+    "PerLayer",
     "PrunedWeight",
     "Pruner",
     "SparseGPT",

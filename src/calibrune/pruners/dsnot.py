@@ -154,6 +154,32 @@ class DSnoT:
         return mask
 
 
+@settings
+class DSnoTPublished:
+    """DSnoT as its released code runs it: only layers whose name lacks `skip` are refined, the last swap is kept.
+
+    With LLaMA's names that is the attention alone, with DCLM-7B's (`feed_forward`) all layers: so the published results
+    of the two are of two methods.
+    """
+
+    refine: DSnoT = DSnoT(keep_best=False)
+    """The refinement, and by its `initial` what the other layers get."""
+    skip: str = "mlp"
+    """Layers with this in their name keep the initial mask."""
+
+    @property
+    def requires(self) -> tuple[type[InputStatistic], ...]:
+        return self.refine.requires
+
+    def for_layer(self, name: str) -> Pruner:
+        """The initial method for a skipped layer, the refinement for all others."""
+        return self.refine.initial if self.skip in name else self.refine
+
+    def prune(self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern) -> PrunedWeight:
+        """As for a layer that is not skipped."""
+        return self.refine.prune(weight, stats, pattern)
+
+
 def _first(allowed: Bool[Tensor, "out in"], order: Float[Tensor, "out in"], count: int) -> Int[Tensor, "out cycles"]:
     """Of each row, the places of the highest `order` among the allowed ones; -1 where there are no more."""
     count = min(count, order.shape[1])

@@ -30,3 +30,11 @@ class Pruner(Protocol):
 
     def prune(self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern) -> PrunedWeight:
         """Return the pruned weight; `weight` itself is left alone."""
+
+
+@runtime_checkable
+class PerLayer(Protocol):
+    """A pruner that treats layers differently by their names; it has this besides `requires` and `prune`."""
+
+    def for_layer(self, name: str) -> Pruner:
+        """The pruner for the layer of this name: `model.layers.0.mlp.up_proj`."""

@@ -4,11 +4,12 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from calibrune.evaluation.score import Score
 from calibrune.patterns import SemiStructured, Unstructured, parse_pattern
-from calibrune.report.tables import Table
+from calibrune.report.tables import Cell, Table
 
 WIDEST = 110
 """Lines longer than this are hard to read, however wide the terminal."""
@@ -98,18 +99,27 @@ def _sequences(manifest: Mapping[str, Any]) -> str:
 
 def _layers(layers: Iterable[Mapping[str, Any]]) -> Table:
     """One row for every kind of layer (q_proj, ...) and shape, over all blocks."""
-    kinds: dict[tuple[str, int, int, str], list[float]] = {}
+    kinds: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
     for layer in layers:
-        key = (layer["name"].rsplit(".", 1)[-1], *layer["shape"], _asked(layer))
-        kinds.setdefault(key, []).append(layer["sparsity"])
-    rows = [
-        [kind, str(len(zeros)), f"{n_out} x {n_in}", asked, _range(zeros)]
-        for (kind, n_out, n_in, asked), zeros in kinds.items()
-    ]
-    columns = ["layer", "count", "out x in", "pruned", "zeros"]
-    if not any(row[3] for row in rows):  # a model that is only looked at
-        columns, rows = [*columns[:3], columns[4]], [[*row[:3], row[4]] for row in rows]
-    return Table(columns, rows)
+        kinds.setdefault((layer["name"].rsplit(".", 1)[-1], *layer["shape"]), []).append(layer)
+    columns = ["layer", "count", "out x in", "pruned", "zeros", "output error"]
+    rows: list[list[Cell]] = []
+    for (kind, n_out, n_in), group in kinds.items():
+        asked = {_asked(layer) for layer in group}
+        errors = [layer["output_error"] for layer in group if layer.get("output_error") is not None]
+        rows.append(
+            [
+                kind,
+                str(len(group)),
+                f"{n_out} x {n_in}",
+                asked.pop() if len(asked) == 1 else "by block",
+                _range([layer["sparsity"] for layer in group]),
+                f"{median(errors):.3f}" if errors else None,
+            ]
+        )
+    # a model that is only looked at has nothing pruned, magnitude no inputs to measure an error on
+    shown = [i for i in range(len(columns)) if any(row[i] not in ("", None) for row in rows)]
+    return Table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def _asked(layer: Mapping[str, Any]) -> str:
