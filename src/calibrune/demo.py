@@ -135,7 +135,7 @@ def _texts(data: Path | None) -> list[EvaluationTexts]:
     except CorpusError as error:
         if data is not None:
             raise
-        log.info("measuring on Python's documentation, for %s", error)
+        log.info("no evaluation data at hand (%s); measuring on Python's documentation", error)
         return [evaluation_texts("python-docs")]
 
 

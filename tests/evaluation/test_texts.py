@@ -87,7 +87,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_without_a_folder_the_hub_is_asked_and_an_unreachable_hub_is_said():
     # the tests are offline (HF_HUB_OFFLINE), which is one way to be out of reach
     with pytest.raises(
-        CorpusError, match=r"the hub cannot be reached.*the dataset 'Salesforce/wikitext'; give a local path"
+        CorpusError, match=r"the dataset 'Salesforce/wikitext' is no local path, the hub cannot be reached.*--data DIR"
     ):
         evaluation_texts("wikitext2")
 

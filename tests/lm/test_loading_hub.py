@@ -202,7 +202,7 @@ def test_a_revision_that_is_not_there_is_one_sentence(load):
 
 def test_a_model_that_is_not_there_is_one_sentence_at_once(load, hub):
     said = load("org/nope")
-    assert_one_sentence(said, "'org/nope'", "no model of that name on the hub", within=5)
+    assert_one_sentence(said, "'org/nope'", "neither a local path nor on the hub", within=5)
     assert len([request for request in hub.requests if "nope" in request]) < 4
 
 
@@ -230,14 +230,14 @@ def test_a_model_in_the_cache_is_loaded_where_the_user_says_that_there_is_no_hub
         said, _ = process.communicate('["org/tiny-offline", null]\n["org/tiny-never-seen", null]\n')
     again, never = map(json.loads, said.splitlines())
     assert again["source"] == first["source"]
-    assert_one_sentence(never, "'org/tiny-never-seen'", "cache does not have")
+    assert_one_sentence(never, "'org/tiny-never-seen'", "its local cache does not have it")
     assert len(hub.requests) == before
 
 
 def test_without_a_hub_and_not_in_the_cache_is_one_sentence_soon(load, hub):
     with hub.away():
         said = load("org/tiny-new")
-    assert_one_sentence(said, "'org/tiny-new'", "the hub cannot be reached", "cache does not have")
+    assert_one_sentence(said, "'org/tiny-new'", "the hub cannot be reached", "its local cache does not have it")
 
 
 def test_half_a_model_in_the_cache_and_no_hub_is_one_sentence(load, hub, hub_home):

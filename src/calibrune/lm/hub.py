@@ -61,16 +61,16 @@ def hub_file(
         raise error(f"{what} on the hub has no {file}; check the name, or give a local path") from said
     except (RepositoryNotFoundError, HFValidationError) as said:
         raise error(
-            f"there is no folder {repository!r} here and no {kind} of that name on the hub (a private one needs "
-            f"HF_TOKEN); check the name, or give a local path"
+            f"there is no {kind} {repository!r}, neither a local path nor on the hub (a private one needs HF_TOKEN); "
+            f"check the name, or give a local path"
         ) from said
     except (OSError, HTTPError) as said:
         cached = try_to_load_from_cache(repository, file, repo_type=kind, revision=revision)
         if isinstance(cached, str):
             return HubFile(Path(cached), _commit_of(Path(cached)), offline=True)
         raise error(
-            f"there is no folder {repository!r} here, the hub cannot be reached ({first_line(said)}), and its local "
-            f"cache does not have {what}; give a local path"
+            f"{what} is no local path, the hub cannot be reached ({first_line(said)}), and its local cache does not "
+            f"have it; give a local path"
         ) from said
 
 

@@ -70,7 +70,7 @@ def text_log_likelihoods(
     """
     result = [torch.zeros(0) for _ in texts_ids]
     scored = [i for i, ids in enumerate(texts_ids) if len(ids) > 1]
-    with progress_bar(description, total=len(scored), unit="text") as bar:
+    with progress_bar(description, total=len(scored), unit="it") as bar:
         for batch in batch_by_length([len(texts_ids[i]) for i in scored], batch_tokens):
             indices = [scored[i] for i in batch]
             # what the padding holds does not matter: nothing real looks at it
