@@ -19,7 +19,7 @@ from calibrune.activations.stream import stream_blocks
 from calibrune.checkpoint import save_pruned
 from calibrune.errors import ModelError
 from calibrune.lm.generation import Sampling, generate
-from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.likelihood import token_log_likelihoods
 from calibrune.lm.loading import LanguageModel, load_model
 from calibrune.lm.openlm import OpenLMConfig, register, rotary_tables
@@ -116,6 +116,16 @@ def test_the_feed_forward_is_as_wide_as_published(dim, width):
     assert OpenLMConfig(dim=dim, n_heads=1).intermediate_size == width
 
 
+def test_it_has_as_many_parameters_as_published():
+    # 6,889,410,560, says the training configuration of DCLM's 7B models, which counts all but the gains of qk-norm
+    config = OpenLMConfig(dim=4096, n_layers=32, n_heads=32, vocab_size=50_432, norm_type="gain_only_lp_layer_norm")
+    for apply_qk_norm, more in ((False, 0), (True, 32 * 2 * 4096)):
+        config.apply_qk_norm = apply_qk_norm
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        assert n_parameters(model) == 6_889_410_560 + more
+
+
 # -- configs and checkpoints ------------------------------------------------------------------------------------------
 
 # as a model file of open_lm and its command line say it
@@ -138,6 +148,13 @@ def test_a_published_checkpoint_gives_the_logits_of_the_equations(config, tmp_pa
     ids = random_ids(2, 16)
     assert_close(logits(lm.model, ids), plain_logits(ids))
     assert (lm.context_length, lm.vocab_size) == (128, VOCAB)
+
+
+def test_the_tokenizer_loads_by_the_name_that_open_lm_gives_it(tmp_path):
+    folder = published(tmp_path / "published", SHAPE | DCLM)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "OpenLMTokenizerFast"}))
+    assert load_model(folder).tokenizer("ab").input_ids == tiny_tokenizer()("ab").input_ids
 
 
 def test_saved_and_loaded_again_it_is_the_same_model_under_the_same_names(tmp_path):

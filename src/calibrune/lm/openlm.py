@@ -133,8 +133,8 @@ class OpenLMConfig(PretrainedConfig):  # type: ignore[misc]
 def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of position · base^(-2j/d), for j of the first half of a head and again for the second.
 
-    As published: the frequencies are rounded to `dtype` before they meet the position. DCLM-7B was trained so in
-    bfloat16; in float32 they are exact.
+    As published: the frequencies are rounded to `dtype` before they meet the position. The published
+    configurations of DCLM's 7B runs train in bfloat16; in float32 the frequencies are exact.
 
     Args:
         positions: [batch, seq]
