@@ -157,7 +157,8 @@ def _write(
         "weights": weights_fingerprint(lm.model),
         "versions": versions(),
     }
-    (unfinished / "README.md").write_text(_card(manifest), encoding="utf-8")
+    carries_code = "auto_map" in json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
+    (unfinished / "README.md").write_text(_card(manifest, carries_code=carries_code), encoding="utf-8")
     (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return manifest
 
@@ -221,8 +222,15 @@ def _title(manifest: dict[str, Any]) -> str:
     return f"{method} at {request.get('pattern')}, {manifest.get('key')}"
 
 
-def _card(manifest: dict[str, Any]) -> str:
+def _card(manifest: dict[str, Any], *, carries_code: bool) -> str:
     """The model card: what was done, how to load it, what it does not give."""
+    trust = ", trust_remote_code=True" if carries_code else ""
+    own_code = [
+        "transformers itself does not know this architecture: its code is in this folder, and `trust_remote_code=True` "
+        "runs it. Where calibrune is installed, `calibrune.lm.loading.load_model` loads the folder without running "
+        "anything from it.",
+        "",
+    ]
     request, report, calibration = manifest["request"], manifest["report"], manifest["calibration"]
     base = request["model"]["name"]
     data = "none (the method needs none)"
@@ -261,9 +269,10 @@ def _card(manifest: dict[str, Any]) -> str:
             "```python",
             "from transformers import AutoModelForCausalLM",
             "",
-            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+            f'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})',
             "```",
             "",
+            *(own_code if carries_code else []),
             "The weights are stored dense, zeros included: every engine loads them, none gets smaller or faster by it "
             "alone. Unstructured sparsity has no mainstream engine; 2:4 has kernels in PyTorch and TensorRT for some "
             "shapes. The whole record is in `calibrune.json`.",

@@ -24,9 +24,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrune.errors import ConfigError, ModelError
+from calibrune.lm import openlm
 from calibrune.lm.hub import first_line, hub_file
 
 log = logging.getLogger(__name__)
+
+openlm.register()  # the architecture of DCLM-7B, which transformers lacks
 
 # what transformers and the readers below it raise on files that are not what they should be
 UNREADABLE: tuple[type[Exception], ...] = (
