@@ -18,7 +18,7 @@ from calibrune import checkpoint
 from calibrune.checkpoint import MANIFEST, PruneRequest, check_free, packed_masks, read_manifest, save_pruned
 from calibrune.errors import CalibruneError, ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
-from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
+from calibrune.lm.loading import UNFINISHED, LanguageModel, load_model, weights_fingerprint
 from calibrune.prune import PruneReport, prune_model
 
 REQUEST = PruneRequest(
@@ -28,6 +28,7 @@ REQUEST = PruneRequest(
     allocation={"name": "uniform"},
     propagate="pruned",
     batch_tokens=4096,
+    compute={"device": "cpu", "instructions": "AVX2", "threads": 1, "attention": "sdpa"},
     calibration={"source": {"kind": "token ids"}, "n_samples": 6, "seq_len": 24, "fingerprint": "aaaabbbbcccc"},
 )
 
@@ -192,14 +193,64 @@ def test_weights_that_changed_after_the_report_are_an_error(tmp_path):
         save_pruned(lm, report, REQUEST, tmp_path / "out")
 
 
-def test_what_a_killed_run_left_is_cleared_away(tmp_path):
-    lm, report = pruned()
-    left = tmp_path / "out.unfinished"
+def left_by(pid: int, tmp_path: Path) -> Path:
+    left = tmp_path / f".out.unfinished-{pid}"
     left.mkdir()
+    (left / UNFINISHED).write_text(str(pid))
     (left / "model-00001-of-00002.safetensors").write_bytes(b"half")
+    return left
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_what_a_running_one_writes_is_not(tmp_path):
+    lm, report = pruned()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    killed, running = left_by(ended.pid, tmp_path), left_by(os.getppid(), tmp_path)
     save_pruned(lm, report, REQUEST, tmp_path / "out")
-    assert not left.exists()
+    assert not killed.exists()
+    assert (running / "model-00001-of-00002.safetensors").exists()
     assert not (tmp_path / "out" / "model-00001-of-00002.safetensors").exists()
+
+
+def test_folders_that_only_look_like_leftovers_are_left_alone(tmp_path):
+    lm, report = pruned()
+    for name in ("out.unfinished", ".out.unfinished-1234567"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("mine")
+    save_pruned(lm, report, REQUEST, tmp_path / "out")
+    assert (tmp_path / "out.unfinished" / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / ".out.unfinished-1234567" / "thesis.tex").read_text() == "mine"
+
+
+def test_an_unfinished_folder_is_no_model_to_us(tmp_path, monkeypatch):
+    lm, report = pruned()
+
+    def broken(*_args: object, **_options: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_card", broken)
+    with pytest.raises(RunError, match="was left in"):
+        save_pruned(lm, report, REQUEST, tmp_path / "out")
+    (left,) = tmp_path.iterdir()
+    assert (left / "model.safetensors").is_file()
+    with pytest.raises(ModelError, match="is what a run that did not end left behind"):
+        load_model(left)
+
+
+def test_all_files_have_the_rights_of_new_files(tmp_path):
+    lm, report = pruned()
+    save_pruned(lm, report, REQUEST, tmp_path / "out", masks=True)
+    (tmp_path / "new").touch()
+    rights = (tmp_path / "new").stat().st_mode
+    assert {file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {rights}
+
+
+def test_what_can_change_a_number_by_rounding_is_in_the_manifest_and_in_the_key(tmp_path):
+    lm, report = pruned()
+    manifest = save_pruned(lm, report, REQUEST, tmp_path / "out")
+    assert manifest["request"]["compute"].keys() == {"device", "instructions", "threads", "attention"}
+    other = replace(REQUEST, compute=REQUEST.compute | {"threads": 7})
+    assert other.key != REQUEST.key
 
 
 def test_a_folder_with_another_run_is_refused_and_named(tmp_path):

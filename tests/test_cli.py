@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from calibrune import __version__
 from calibrune.cli import app
+from calibrune.lm.loading import UNFINISHED
 from calibrune.progress import show_progress
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -263,14 +264,15 @@ def test_after_a_kill_the_same_command_works(here, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     # what a kill while saving leaves behind: everything but the manifest
-    leftover = tmp_path / "out.unfinished"
+    leftover = tmp_path / f".out.unfinished-{process.pid}"
     tiny_model().save_pretrained(leftover)
     tiny_tokenizer().save_pretrained(leftover)
-    (leftover / "stale").touch()
-    assert json.loads(run("inspect", leftover, "--json").out)["kind"] == "model"
+    (leftover / UNFINISHED).write_text(str(process.pid))
+    for verb in ("inspect", "evaluate"):
+        assert "a run that did not end left behind" in run(verb, leftover, status=2).err
     run(*PRUNE, "--out", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert not (tmp_path / "out" / "stale").exists()
+    assert not (tmp_path / "out" / UNFINISHED).exists()
     assert json.loads(run("inspect", tmp_path / "out", "--json").out)["kind"] == "pruned checkpoint"
 
 

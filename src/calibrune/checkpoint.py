@@ -4,11 +4,13 @@ The folder is written under another name, read back, compared, and only then giv
 taken for a whole one. The manifest is the last file in it.
 """
 
+import glob
 import hashlib
 import json
 import os
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,11 +27,10 @@ from calibrune import __version__
 from calibrune.calibration.calibration_set import TOKENS_FILE
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
-from calibrune.lm.loading import LanguageModel, weights_fingerprint
+from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
 from calibrune.prune import PruneReport
 
 MANIFEST = "calibrune.json"
-UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class PruneRequest:
     allocation: dict[str, Any]
     propagate: str
     batch_tokens: int
+    compute: dict[str, Any]
+    """Device, threads, attention kernel: what can change rounding."""
     calibration: dict[str, Any] | None
     """The manifest of the calibration set; None where the method needs none."""
 
@@ -56,6 +59,7 @@ class PruneRequest:
             "allocation": self.allocation,
             "propagate": self.propagate,
             "batch_tokens": self.batch_tokens,
+            "compute": self.compute,
             "calibration": self.calibration and self.calibration["fingerprint"],
             "versions": versions(),
         }
@@ -76,6 +80,14 @@ def check_free(out: Path) -> None:
         raise OutputError(f"{str(there)!r} is a file, a folder was expected; choose another --out")
     if not os.access(there, os.W_OK) or not os.access(there if there != place else there.parent, os.W_OK):
         raise OutputError(f"nothing can be written to {str(there)!r} (no permission); choose another --out")
+    try:
+        # asked of the file system itself: permissions alone do not tell (root, read-only mounts, /proc)
+        probe = tempfile.mkdtemp(prefix=".calibrune-", dir=there)
+        os.rmdir(probe)
+    except OSError as error:
+        raise OutputError(
+            f"nothing can be written to {str(there)!r} ({error.strerror}); choose another --out"
+        ) from None
     if place == Path.cwd():
         raise OutputError(f"{str(out)!r} is the folder that you are in; choose a new folder in it as --out")
     if there != place or not any(place.iterdir()):
@@ -122,10 +134,14 @@ def save_pruned(
     """
     check_free(out)
     out = out.resolve()
-    unfinished = out.with_name(out.name + UNFINISHED)
+    _sweep(out)
+    unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        (unfinished / UNFINISHED).write_text(str(os.getpid()))
         manifest = _write(lm, report, request, unfinished, masks)
+        make_readable(unfinished)
+        (unfinished / UNFINISHED).unlink()
         if out.is_dir():
             out.rmdir()
         unfinished.rename(out)
@@ -136,6 +152,24 @@ def save_pruned(
             f"{str(unfinished)!r}"
         ) from error
     return manifest
+
+
+def _sweep(out: Path) -> None:
+    """Remove what earlier runs to the same place, killed or failed, left beside it."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):
+        ours = (left / UNFINISHED).is_file() or (left / MANIFEST).is_file()
+        if ours and not _is_running(left.name.rpartition("-")[2]):
+            shutil.rmtree(left)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()
 
 
 def _write(
@@ -151,7 +185,8 @@ def _write(
         "format": 1,
         "key": request.key,
         "request": {"model": request.model, "pruner": request.pruner, "pattern": request.pattern}
-        | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens},
+        | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens}
+        | {"compute": request.compute},
         "calibration": request.calibration,
         "report": report.to_json(),
         "weights": weights_fingerprint(lm.model),

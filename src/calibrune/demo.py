@@ -95,7 +95,8 @@ def run_demo(
     outcomes = [_measured("dense", lm, texts, size)]
     generated = SelfGeneration(model=lm, max_new_tokens=size.seq_len, batch_size=size.texts_at_once)
     own_text = _calibration(generated, lm, size)
-    shown = [document.text for document in islice(generated.documents(), 3)]
+    used = {name for names in own_text.manifest["document_ids"] for name in names}
+    shown = [document.text for document in islice((d for d in generated.documents() if d.id in used), 3)]
     noise = _calibration(RandomTokens(tokenizer=lm.tokenizer, length=size.seq_len), lm, size)
 
     def pruned(name: str, pruner: Pruner, calibration: CalibrationSet | None) -> tuple[LanguageModel, PruneReport]:

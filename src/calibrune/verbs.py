@@ -14,7 +14,7 @@ from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import decoder_blocks, n_parameters
-from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, load_model, weights_fingerprint
+from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_pattern
 from calibrune.prune import check_allocatable, prune_model
 from calibrune.pruners import PRUNERS, Pruner
@@ -86,6 +86,7 @@ def request_for(
         allocation={"name": allocation} | record(allocator or Uniform()),
         propagate=propagate,
         batch_tokens=batch_tokens,
+        compute=compute(lm.model),
         calibration=calibration.manifest if calibration else None,
     )
 

@@ -118,7 +118,7 @@ def test_tokens_that_the_model_cannot_read_are_named():
     own().check_fits(vocab_size=7, context_length=3)
     with pytest.raises(CalibrationError, match="has the token id 6, but the model's vocabulary ends at 5"):
         own().check_fits(vocab_size=6)
-    with pytest.raises(CalibrationError, match="samples of 3 tokens asked for, but the model reads at most 2"):
+    with pytest.raises(CalibrationError, match="sequences of 3 tokens, but the model reads at most 2"):
         own().check_fits(context_length=2)
 
 

@@ -137,7 +137,11 @@ class CalibrationSet:
 
     def check_fits(self, vocab_size: int | None = None, context_length: int | None = None) -> None:
         """Raise `CalibrationError` if a model of this vocabulary and context cannot read the tokens; None: unknown."""
-        check_length(self.seq_len, context_length)
+        if context_length is not None and self.seq_len > context_length:
+            raise CalibrationError(
+                f"the calibration set has sequences of {self.seq_len:,} tokens, but the model reads at most "
+                f"{context_length:,}: cut them to {context_length} tokens or fewer, or build the set anew"
+            )
         highest = int(self.input_ids.max())
         if vocab_size is not None and highest >= vocab_size:
             raise CalibrationError(
@@ -192,7 +196,7 @@ def check_length(seq_len: int, context_length: int | None) -> None:
     if context_length is not None and seq_len > context_length:
         raise CalibrationError(
             f"samples of {seq_len:,} tokens asked for, but the model reads at most {context_length:,}: "
-            f"use a seq_len of {context_length} or less"
+            f"use a sequence length (--seq-len) of {context_length} or less"
         )
 
 

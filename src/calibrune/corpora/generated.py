@@ -22,7 +22,7 @@ from calibrune.corpora.document import Corpus, Document
 from calibrune.corpora.sampling import documents_in_random_order
 from calibrune.errors import CorpusError
 from calibrune.lm.generation import GeneratedText, Sampling, end_token_ids, generate
-from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
+from calibrune.lm.loading import LanguageModel, cache_folder, compute, weights_fingerprint
 from calibrune.seeds import seed_for
 from calibrune.settings import settings
 
@@ -74,7 +74,7 @@ class SelfGeneration:
             "end_token_ids": list(self._end_ids),
             "seed": self.seed,
             "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
-            "device": self.model.model.device.type,
+            "compute": compute(self.model.model),
             "format": FORMAT,
             "licence": "the model's own; no text of anybody's but the prompts' first tokens",
         }

