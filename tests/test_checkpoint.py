@@ -59,7 +59,7 @@ print(json.dumps({"ids": tokenizer("abc", add_special_tokens=False).input_ids, "
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
     assert said["ids"] == lm.tokenizer("abc", add_special_tokens=False).input_ids
-    layers = {f"{layer.name}.weight" for layer in report.layers}
+    layers = {layer.key for block in decoder_blocks(lm.model) for layer in block.layers}
     assert layers <= said["weights"].keys()
     for name, sparsity in said["weights"].items():
         assert sparsity == (0.5 if name in layers else 0.0), name

@@ -26,7 +26,7 @@ from calibrune.calibration.calibration_set import TOKENS_FILE
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, weights_fingerprint
-from calibrune.prune import PruneReport
+from calibrune.prune import MIN_EXPERT_TOKENS, PruneReport
 
 MANIFEST = "calibrune.json"
 UNFINISHED = ".unfinished"
@@ -45,6 +45,7 @@ class PruneRequest:
     batch_tokens: int
     calibration: dict[str, Any] | None
     """The manifest of the calibration set; None where the method needs none."""
+    min_expert_tokens: int = MIN_EXPERT_TOKENS
 
     @property
     def key(self) -> str:
@@ -56,6 +57,7 @@ class PruneRequest:
             "allocation": self.allocation,
             "propagate": self.propagate,
             "batch_tokens": self.batch_tokens,
+            "min_expert_tokens": self.min_expert_tokens,
             "calibration": self.calibration and self.calibration["fingerprint"],
             "versions": versions(),
         }
@@ -151,7 +153,8 @@ def _write(
         "format": 1,
         "key": request.key,
         "request": {"model": request.model, "pruner": request.pruner, "pattern": request.pattern}
-        | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens},
+        | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens}
+        | {"min_expert_tokens": request.min_expert_tokens},
         "calibration": request.calibration,
         "report": report.to_json(),
         "weights": weights_fingerprint(lm.model),
