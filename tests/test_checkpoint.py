@@ -339,3 +339,7 @@ def test_the_front_matter_of_the_card_is_yaml(name, calibration, tmp_path):
     assert f"# {name}, pruned to 0.5 with wanda" in body
     assert "50.0000%" in body
     assert ("aaaabbbbcccc" in body) is (calibration is not None)
+
+
+def test_from_how_many_tokens_on_an_expert_is_looked_at_is_in_the_record():
+    assert replace(REQUEST, min_expert_tokens=0).key != REQUEST.key
