@@ -60,7 +60,7 @@ print(json.dumps({"ids": tokenizer("abc", add_special_tokens=False).input_ids, "
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
     assert said["ids"] == lm.tokenizer("abc", add_special_tokens=False).input_ids
-    layers = {f"{layer.name}.weight" for layer in report.layers}
+    layers = {layer.key for block in decoder_blocks(lm.model) for layer in block.layers}
     assert layers <= said["weights"].keys()
     for name, sparsity in said["weights"].items():
         assert sparsity == (0.5 if name in layers else 0.0), name
@@ -390,3 +390,7 @@ def test_the_front_matter_of_the_card_is_yaml(name, calibration, tmp_path):
     assert f"# {name}, pruned to 0.5 with wanda" in body
     assert "50.0000%" in body
     assert ("aaaabbbbcccc" in body) is (calibration is not None)
+
+
+def test_from_how_many_tokens_on_an_expert_is_looked_at_is_in_the_record():
+    assert replace(REQUEST, min_expert_tokens=0).key != REQUEST.key

@@ -1,17 +1,32 @@
 """Random models of a few thousand weights, one of each kind that the tests need; and a tokenizer for them."""
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
+    Olmo2Config,
     OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    StableLmConfig,
 )
 
 from calibrune.lm.loading import LanguageModel
@@ -66,22 +81,90 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }
 
-# experts in 3-D tensors
-FUSED_EXPERTS = MixtralConfig(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_local_experts=4,
-    max_position_embeddings=128,
-)
+GATED: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+"""What the youngest architectures call these alike; two blocks."""
+
+WITH_EXPERTS: dict[str, PreTrainedConfig] = {
+    "mixtral": MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
+    # a shared expert with a gate of its own beside the routed ones; a first block without experts
+    "qwen2-moe": Qwen2MoeConfig(
+        **GATED,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+        mlp_only_layers=[0],
+    ),
+    "qwen3-moe": Qwen3MoeConfig(**GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+}
+"""Experts in 3-D tensors."""
+
+DENSE: dict[str, PreTrainedConfig] = CONFIGS | {
+    "mistral": MistralConfig(**GATED, sliding_window=4),
+    "qwen2": Qwen2Config(**GATED),
+    "qwen3": Qwen3Config(**GATED, head_dim=8),
+    "gemma2": Gemma2Config(**GATED, head_dim=8, sliding_window=4),
+    # one matrix for q, k and v and one for gate and up
+    "phi3": Phi3Config(**GATED),
+    "olmo2": Olmo2Config(**GATED),
+    # attention and feed-forward side by side
+    "stablelm": StableLmConfig(**GATED, use_parallel_residual=True),
+    # q, k and v in turn, head by head
+    "gpt-neox": GPTNeoXConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+    ),
+    "bloom": BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4),
+    # one key and one value head for all (7B), one for each head (RW), one for each group (40B)
+    "falcon": FalconConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128
+    ),
+    "falcon-rw": FalconConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        multi_query=False,
+        alibi=True,
+        parallel_attn=False,
+    ),
+    "falcon-new": FalconConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        max_position_embeddings=128,
+        new_decoder_architecture=True,
+    ),
+    "gptj": GPTJConfig(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4, bos_token_id=0, eos_token_id=1
+    ),
+}
+"""Every supported architecture without experts."""
+
+ARCHITECTURES: dict[str, PreTrainedConfig] = DENSE | WITH_EXPERTS
 
 
 def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A random model in float32, the same for the same seed; large enough weights to give inputs of unlike size."""
-    return from_config(CONFIGS[kind], seed)
+    return from_config(ARCHITECTURES[kind], seed)
 
 
 def from_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
@@ -89,7 +172,7 @@ def from_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 2:
+            if parameter.ndim >= 2:
                 parameter.normal_(std=0.2)
     return model
 

@@ -28,7 +28,7 @@ from calibrune.calibration.calibration_set import TOKENS_FILE
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
-from calibrune.prune import PruneReport
+from calibrune.prune import MIN_EXPERT_TOKENS, PruneReport
 
 MANIFEST = "calibrune.json"
 
@@ -48,6 +48,7 @@ class PruneRequest:
     """Device, threads, attention kernel: what can change rounding."""
     calibration: dict[str, Any] | None
     """The manifest of the calibration set; None where the method needs none."""
+    min_expert_tokens: int = MIN_EXPERT_TOKENS
 
     @property
     def key(self) -> str:
@@ -60,6 +61,7 @@ class PruneRequest:
             "propagate": self.propagate,
             "batch_tokens": self.batch_tokens,
             "compute": self.compute,
+            "min_expert_tokens": self.min_expert_tokens,
             "calibration": self.calibration and self.calibration["fingerprint"],
             "versions": versions(),
         }
@@ -186,7 +188,7 @@ def _write(
         "key": request.key,
         "request": {"model": request.model, "pruner": request.pruner, "pattern": request.pattern}
         | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens}
-        | {"compute": request.compute},
+        | {"compute": request.compute, "min_expert_tokens": request.min_expert_tokens},
         "calibration": request.calibration,
         "report": report.to_json(),
         "weights": weights_fingerprint(lm.model),

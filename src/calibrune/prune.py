@@ -17,7 +17,10 @@ from calibrune.errors import CalibruneError, ConfigError, ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.patterns import SparsityPattern, parse_pattern
-from calibrune.pruners import PerLayer, PrunedWeight, Pruner, Wanda
+from calibrune.pruners import Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
+
+MIN_EXPERT_TOKENS = 16
+"""An expert that saw fewer is pruned without looking at them, unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class LayerReport:
     sparsity: float
     """Share of exact zeros in the new weight, counted; at least `pruned` / size."""
     tokens: int | None
-    """Calibration tokens the layer saw; None where the method needs none."""
+    """Calibration tokens the layer saw (an expert only those that were routed to it); None where the method needs
+    none."""
     damping: float | None
     """What was added to the Hessian's diagonal, as a fraction of its mean; None where the method has no Hessian."""
     output_error: float | None
@@ -43,6 +47,8 @@ class LayerReport:
     each sequence); None where the method sees no inputs, or all outputs are 0."""
     seconds: float
     """Time of the pruning itself, without the passes through the model."""
+    fallback: str | None = None
+    """What was done instead of what was asked for, and why: an expert that saw too few tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ def prune_model(
     allocation: Allocator | SparsityAllocation | None = None,
     propagate: Propagate = "pruned",
     batch_tokens: int = BATCH_TOKENS,
+    min_expert_tokens: int = MIN_EXPERT_TOKENS,
 ) -> PruneReport:
     """Prune the linear layers of a causal language model's decoder blocks, in place, front to back.
 
@@ -99,6 +106,8 @@ def prune_model(
         propagate: "pruned": each block sees what the pruned blocks before it give (as published). "dense": what the
             unpruned ones give; one pass instead of two, and no rounding is amplified from block to block.
         batch_tokens: tokens that go through a block at once: memory against speed; changes results by rounding only.
+        min_expert_tokens: an expert that saw fewer calibration tokens is pruned by magnitude within its rows, and the
+            report says so; 0: never.
 
     Raises:
         CalibruneError: the request cannot be met; the model is untouched. An error under way says which layer.
@@ -109,6 +118,8 @@ def prune_model(
         raise ConfigError(f"propagate must be 'pruned' or 'dense', got {propagate!r}")
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
+    if min_expert_tokens < 0:
+        raise ConfigError(f"min_expert_tokens must be 0 or more, got {min_expert_tokens}")
     input_ids = _input_ids(model, calibration, pruner)
     allocation = Uniform() if allocation is None else allocation
     if not isinstance(allocation, SparsityAllocation):
@@ -127,11 +138,12 @@ def prune_model(
         for inputs in block.layers:
             asked = allocation[inputs.layer.name]
             layer_start = time.perf_counter()
-            pruned = _prune_layer(inputs, pruner, asked)
+            fallback = _fallback(inputs, min_expert_tokens)
+            pruned = _prune_layer(inputs, Magnitude(group="row") if fallback else pruner, asked)
             seconds = time.perf_counter() - layer_start
             error = _output_error(inputs, pruned) if pruner.requires else None
             inputs.layer.replace_weight(pruned.weight)
-            reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds))
+            reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
     return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
@@ -166,6 +178,14 @@ def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation) -> Non
                 )
 
 
+def _fallback(inputs: LayerInputs, min_tokens: int) -> str | None:
+    """Why an expert is not pruned with the method that was asked for; None where it is."""
+    seen = inputs.stats.tokens
+    if inputs.layer.expert is None or seen is None or seen >= min_tokens:
+        return None
+    return f"magnitude within rows: {seen} calibration tokens were routed to it, fewer than {min_tokens}"
+
+
 def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
     try:
         chosen = pruner.for_layer(inputs.layer.name) if isinstance(pruner, PerLayer) else pruner
@@ -184,7 +204,13 @@ def _output_error(inputs: LayerInputs, pruned: PrunedWeight) -> float | None:
 
 
 def _report(
-    inputs: LayerInputs, block: int, asked: SparsityPattern, pruned: PrunedWeight, error: float | None, seconds: float
+    inputs: LayerInputs,
+    block: int,
+    asked: SparsityPattern,
+    pruned: PrunedWeight,
+    error: float | None,
+    seconds: float,
+    fallback: str | None,
 ) -> LayerReport:
     weight = inputs.layer.weight
     return LayerReport(
@@ -198,6 +224,7 @@ def _report(
         damping=pruned.damping,
         output_error=error,
         seconds=seconds,
+        fallback=fallback,
     )
 
 

@@ -1,6 +1,6 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -13,7 +13,7 @@ from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
-from calibrune.lm.layout import decoder_blocks, n_parameters
+from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_pattern
 from calibrune.prune import check_allocatable, prune_model
@@ -163,7 +163,7 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
         for block in blocks
         for layer in block.layers
     ]
-    total = n_parameters(lm.model)
+    total, coverage = n_parameters(lm.model), Coverage.of(blocks)
     return "model", {
         "source": lm.source,
         "architecture": type(lm.model).__name__,
@@ -172,7 +172,10 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
         "context_length": lm.context_length,
         "vocab_size": lm.vocab_size,
         "blocks": len(blocks),
-        "coverage": sum(layer.weight.numel() for block in blocks for layer in block.layers) / total,
+        "coverage": coverage.prunable / total,
+        "decoder_coverage": coverage.share,
+        "skipped": [asdict(weight) for weight in coverage.skipped],
+        "unsplit": list(coverage.unsplit),
         "layers": layers,
     }
 

@@ -64,6 +64,26 @@ def test_a_model_that_is_only_looked_at_has_no_column_for_what_was_asked():
     assert "not known" in said
 
 
+def test_what_is_left_alone_and_what_is_not_understood_is_said():
+    found = {
+        "source": {"name": "tiny"}, "architecture": "Tiny", "parameters": 8, "dtype": "float32", "blocks": 2,
+        "coverage": 1.0, "context_length": None, "vocab_size": 9,
+        "layers": [{"name": "m.0.q_proj", "block": 0, "shape": [2, 2], "sparsity": 0.0}],
+        "skipped": [{"key": f"m.{i}.gate.weight", "size": 600, "reason": "chooses between 4 experts"} for i in (0, 1)],
+        "unsplit": ["m.0.Wqkv"],
+    }  # fmt: skip
+    said = " ".join(model_text(found).split())
+    assert "left alone 2 matrices of 1,200 weights: each chooses between 4 experts" in said
+    assert "1 matrices look like several stored as one, and are pruned as one: m.0.Wqkv" in said
+
+
+def test_experts_that_saw_too_little_are_counted():
+    fell_back = layer("mlp.experts.3.down_proj") | {"fallback": "magnitude", "tokens": 3}
+    said = " ".join(checkpoint_text(checkpoint(layer(), fell_back)).split())
+    assert "experts 1 matrices saw too few tokens (down to 3)" in said
+    assert "too few" not in checkpoint_text(checkpoint(layer()))
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120, 300])
 def test_lines_fit_the_terminal_and_hashes_are_cut(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

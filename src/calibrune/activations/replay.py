@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from calibrune.activations.experts import routed, slow_result
 from calibrune.errors import ModelError
 from calibrune.lm.layout import DecoderBlock
 
 PROBE_TOKENS = 8
+
+EXPERTS_TOLERANCE = 0.02
+"""How far the experts' own result may be from the one that is worked out here, in bfloat16 too."""
+
+Hook = Callable[[Tensor, Tensor | None], None]
 
 
 class _Stop(Exception):  # noqa: N818  (a signal, not a failure)
@@ -52,7 +59,7 @@ class Replay:
         index: int,
         input_ids: Int[Tensor, "batch seq"],
         before: Float[Tensor, "batch seq hidden"] | None,
-        hooks: dict[str, Callable[[Tensor], None]] | None = None,
+        hooks: dict[str, Hook] | None = None,
         *,
         stop_after: int = 0,
     ) -> Float[Tensor, "batch seq hidden"] | None:
@@ -60,7 +67,8 @@ class Replay:
 
         Args:
             before: the result of the block before; None for the first block.
-            hooks: what to call with the input of a layer, by the layer's name.
+            hooks: what to call with the input of a layer, by the layer's name; and for an expert, with the places of
+                its tokens among those of the batch (None: all of them).
             stop_after: stop once so many hook calls were made (0: run the block to its end).
         """
         results: list[Tensor] = []
@@ -73,19 +81,18 @@ class Replay:
 
             return run_and_stop
 
-        def watch(seen: Callable[[Tensor], None]) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def counted(seen: Hook) -> Hook:
+            def call(x: Tensor, tokens: Tensor | None) -> None:
                 nonlocal calls
-                seen(args[0])
+                seen(x, tokens)
                 calls += 1
                 if calls == stop_after:
                     raise _Stop
 
-            return hook
+            return call
 
         stand_ins = {i: _returns(before, self._in_tuple[i]) for i in range(index)}
-        layers = {layer.name: layer.module for layer in self._blocks[index].layers}
-        handles = [layers[name].register_forward_pre_hook(watch(seen)) for name, seen in (hooks or {}).items()]
+        handles = _watch(self._blocks[index], {name: counted(seen) for name, seen in (hooks or {}).items()})
         try:
             with _forwards_replaced(self._blocks, stand_ins | {index: last}):
                 self._forward(input_ids)
@@ -105,6 +112,7 @@ class Replay:
         order: list[int] = []
         results: list[Tensor] = []
         inputs: dict[str, Tensor] = {}
+        wrong: list[str] = []
 
         def block_hook(index: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -114,15 +122,22 @@ class Replay:
 
             return hook
 
-        def layer_hook(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                inputs.setdefault(name, args[0])
+        def layer_hook(name: str) -> Hook:
+            def hook(x: Tensor, _tokens: Tensor | None) -> None:
+                inputs.setdefault(name, x)
 
             return hook
 
+        def experts_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            off = (slow_result(module, args, kwargs) - output.float()).norm()
+            if off > EXPERTS_TOLERANCE * output.float().norm():
+                wrong.append(type(module).__name__)
+
         handles = [block.module.register_forward_hook(block_hook(block.index)) for block in self._blocks]
         for block in self._blocks:
-            handles += [layer.module.register_forward_pre_hook(layer_hook(layer.name)) for layer in block.layers]
+            handles += _watch(block, {layer.name: layer_hook(layer.name) for layer in block.layers})
+            for experts in {layer.module for layer in block.layers if layer.expert is not None}:
+                handles.append(experts.register_forward_hook(experts_hook, with_kwargs=True))
         try:
             self._forward(probe)
         finally:
@@ -132,6 +147,11 @@ class Replay:
             raise ModelError(
                 f"{type(self._model).__name__} runs its {len(self._blocks)} blocks in the order {order[:6]}...; "
                 f"only models that run each once, front to back, are supported"
+            )
+        if wrong:
+            raise ModelError(
+                f"the experts of {type(self._model).__name__} ({wrong[0]}) give another result than their matrices one "
+                f"by one; what each is given is not known, so this architecture is not supported"
             )
         for block in self._blocks:
             called = [layer for layer in block.layers if layer.name in inputs]
@@ -152,6 +172,36 @@ class Replay:
                     f"inside the model; this architecture passes more between its blocks than hidden states and is "
                     f"not supported"
                 )
+
+
+def _watch(block: DecoderBlock, hooks: dict[str, Hook]) -> list[RemovableHandle]:
+    """Call the hooks with the inputs of the layers that they are named after, until the handles are removed."""
+    stacks: dict[nn.Module, dict[int, list[tuple[bool, Hook]]]] = {}
+    handles = []
+
+    def of_module(seen: Hook) -> Callable[..., None]:
+        return lambda _module, args: seen(args[0], None)
+
+    def of_stack(by_expert: dict[int, list[tuple[bool, Hook]]]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for share in routed(module, args, kwargs):
+                for leads_out, seen in by_expert.get(share.expert, ()):
+                    seen(share.activated if leads_out else share.inputs, share.tokens)
+
+        return hook
+
+    for layer in block.layers:
+        if layer.name not in hooks:
+            continue
+        seen = hooks[layer.name]
+        if layer.expert is None:
+            handles.append(layer.module.register_forward_pre_hook(of_module(seen)))
+        else:
+            leads_out = layer.key.endswith(".down_proj")
+            stacks.setdefault(layer.module, {}).setdefault(layer.expert, []).append((leads_out, seen))
+    for module, by_expert in stacks.items():
+        handles.append(module.register_forward_pre_hook(of_stack(by_expert), with_kwargs=True))
+    return handles
 
 
 @contextmanager

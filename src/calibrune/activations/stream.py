@@ -3,7 +3,7 @@
 Pruning, allocating sparsity and measuring an error are each the body of a `for` over `stream_blocks`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibrune.activations.replay import Replay
+from calibrune.activations.replay import Hook, Replay
 from calibrune.activations.statistics import InputStatistic, LayerStats
 from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
 from calibrune.progress import track
@@ -89,7 +89,7 @@ def _stream(
     # one buffer for the whole walk: each block's results overwrite what it was given
     hidden: list[Tensor | None] = [None] * len(batches)
 
-    def run(index: int, hooks: dict[str, Callable[[Tensor], None]], *, keep: bool) -> None:
+    def run(index: int, hooks: dict[str, Hook], *, keep: bool) -> None:
         for i, batch in enumerate(batches):
             result = replay.run(index, batch, hidden[i], hooks, stop_after=0 if keep else len(hooks))
             if keep:
@@ -111,14 +111,19 @@ def _stream(
             run(block.index, {}, keep=True)
 
 
-def _add_by_sequence(stats: LayerStats, seq_len: int) -> Callable[[Tensor], None]:
+def _add_by_sequence(stats: LayerStats, seq_len: int) -> Hook:
     """Add a batch of inputs sequence by sequence, so that sums do not depend on the batch."""
 
-    def add(x: Float[Tensor, "*batch in"]) -> None:
+    def add(x: Float[Tensor, "*batch in"], tokens: Int[Tensor, "tokens"] | None) -> None:
         flat = x.reshape(-1, x.shape[-1])
-        # inputs that were routed (experts) have no whole sequences; they are added as they come
-        for sequence in torch.split(flat, seq_len if len(flat) % seq_len == 0 else len(flat)):
-            stats.update(sequence)
+        if tokens is not None:
+            sequences = torch.split(flat, torch.bincount(tokens // seq_len, minlength=1).tolist())
+        else:
+            # experts in modules of their own say not which tokens they are given; these are added as they come
+            sequences = torch.split(flat, seq_len if len(flat) % seq_len == 0 else len(flat))
+        for sequence in sequences:
+            if len(sequence):
+                stats.update(sequence)
 
     return add
 

@@ -38,6 +38,7 @@ def checkpoint_text(manifest: Mapping[str, Any]) -> str:
         "zeros": f"{report['sparsity']:.2%} of the weights of {len(report['layers'])} layers, which are "
         f"{report['coverage']:.1%} of the model{_rounding(report['layers'])}",
         "calibration": _calibration(calibration),
+        **_experts(report["layers"]),
         "allocation": f"{_facts(request['allocation'], first='name')}; propagation {request['propagate']}",
         "took": f"{report['seconds']:.0f} s for the pruning",
     }
@@ -51,11 +52,29 @@ def model_text(found: Mapping[str, Any]) -> str:
     about = {
         "parameters": f"{found['parameters']:,} in {found['dtype']}",
         "prunable": f"{found['coverage']:.1%} of them, in {len(found['layers'])} layers of {found['blocks']} blocks",
+        **_not_covered(found),
         "context": f"{context:,} tokens" if context else "not known",
         "vocabulary": f"{found['vocab_size']:,} tokens",
     }
     head = f"{found['source']['name']} ({found['architecture']})"
     return "\n".join([head, *_named(about), "", _layers(found["layers"]).text()])
+
+
+def _not_covered(found: Mapping[str, Any]) -> dict[str, str]:
+    """What of the decoder is left alone and why, and what looks like several matrices but is pruned as one."""
+    reasons: dict[str, list[int]] = {}
+    for weight in found.get("skipped", ()):
+        reasons.setdefault(weight["reason"], []).append(weight["size"])
+    said = {}
+    if reasons:
+        said["left alone"] = "; ".join(
+            f"{len(sizes)} matrices of {sum(sizes):,} weights: each {reason}" for reason, sizes in reasons.items()
+        )
+    if unsplit := found.get("unsplit"):
+        said["one or several"] = (
+            f"{len(unsplit)} matrices look like several stored as one, and are pruned as one: {unsplit[0]}, ..."
+        )
+    return said
 
 
 def scores_text(scores: Sequence[Score]) -> str:
@@ -120,6 +139,18 @@ def _layers(layers: Iterable[Mapping[str, Any]]) -> Table:
     # a model that is only looked at has nothing pruned, magnitude no inputs to measure an error on
     shown = [i for i in range(len(columns)) if any(row[i] not in ("", None) for row in rows)]
     return Table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+
+
+def _experts(layers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """How many of the experts' matrices saw too few tokens for the method."""
+    fell_back = [layer for layer in layers if layer.get("fallback")]
+    if not fell_back:
+        return {}
+    fewest = min(layer["tokens"] for layer in fell_back)
+    return {
+        "experts": f"{len(fell_back)} matrices saw too few tokens (down to {fewest}) and were pruned by magnitude "
+        "within rows; more calibration data helps"
+    }
 
 
 def _asked(layer: Mapping[str, Any]) -> str:
