@@ -26,6 +26,7 @@ def request(method: str, pattern: str) -> PruneRequest:
         allocation={"name": "uniform"},
         propagate="pruned",
         batch_tokens=4096,
+        compute={},
         calibration=None,
     )
 
