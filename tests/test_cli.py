@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from calibrune import __version__
+from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.cli import app
 from calibrune.lm.loading import UNFINISHED
 from calibrune.progress import show_progress
@@ -180,7 +181,10 @@ def test_the_options_that_list_prints_can_be_written_into_a_spec(here, tmp_path)
     options = {name: value for group in entry["options"].values() for name, value in group.items()}
     del options["max_new_tokens"]  # its default follows the sequence length
     spec = ":".join(["selfgen", *(f"{name}={json.dumps(value)}" for name, value in options.items())])
-    run("calibrate", spec, "--model", "model", "--samples", 1, "--seq-len", 4, "--out", tmp_path / "set")
+    run("calibrate", spec, "--model", "model", "--samples", 1, "--seq-len", 4, "--out", tmp_path / "spelled")
+    run("calibrate", "selfgen", "--model", "model", "--samples", 1, "--seq-len", 4, "--out", tmp_path / "default")
+    spelled, default = (CalibrationSet.load(tmp_path / name) for name in ("spelled", "default"))
+    assert spelled.fingerprint == default.fingerprint
 
 
 # --- what goes where
