@@ -160,6 +160,11 @@ def _input_ids(
         )
     if isinstance(calibration, Tensor):
         calibration = CalibrationSet.from_ids(calibration)
+    if not isinstance(calibration, CalibrationSet):
+        raise ConfigError(
+            f"calibration must be a CalibrationSet or a tensor of token ids [n_samples, seq_len], got "
+            f"{type(calibration).__name__}; for a list use torch.tensor(...)"
+        )
     calibration.check_fits(
         vocab_size=int(model.get_input_embeddings().weight.shape[0]), context_length=context_length(model)
     )
