@@ -1,11 +1,17 @@
 """`python -m benchmarks [NAME ...]`: measure, print, and add rows to results/; all of them without a name."""
 
 import sys
+from functools import partial
 
-from benchmarks import demo, generation, rounding
+from benchmarks import demo, generation, methods, rounding
 from benchmarks.rows import save
 
-MEASUREMENTS = {"demo": demo.measure, "generation": generation.measure, "rounding": rounding.measure}
+MEASUREMENTS = {
+    "demo": demo.measure,
+    "generation": generation.measure,
+    "rounding": rounding.measure,
+    **{name: partial(methods.measure, name) for name in methods.PLANS},
+}
 
 
 def main(names: list[str]) -> int:

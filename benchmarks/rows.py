@@ -31,6 +31,12 @@ def save(name: str, row: dict[str, Any]) -> str:
     return line
 
 
+def read(name: str) -> list[dict[str, Any]]:
+    """All rows of a measurement, of every day, the oldest first."""
+    files = sorted(RESULTS.glob(f"????-??-??-{name}.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def _commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout
