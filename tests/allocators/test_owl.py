@@ -67,6 +67,15 @@ def test_mixed_n_of_m_keeps_the_mean_and_strict_keeps_the_pattern():
     assert OWL(n_m="strict").allocate(model, None, target) == Uniform().allocate(model, None, target)
 
 
+def test_published_n_of_m_is_rounded_block_by_block():
+    model, input_ids, target = tiny_model("gemma3"), random_ids(), SemiStructured(2, 4)
+    D = torch.tensor(outlier_shares(model, input_ids, 3.0))
+    shift = (D - D.min()) / (D.max() - D.min()) * 2 * 2.0
+    kept = (2 + torch.round(shift - shift.mean())).clamp(1, 4)
+    found = by_block(OWL(outlier=3.0, n_m="published").allocate(model, input_ids, target), model)
+    assert found == (1 - kept / 4).tolist()
+
+
 def test_a_spread_that_leaves_the_range_of_sparsities_is_refused_with_the_block():
     with pytest.raises(ConfigError, match=r"OWL with width=0.4 gives model.layers.\d a sparsity of .* not in \[0, 1\)"):
         OWL(outlier=3.0, width=0.4).allocate(tiny_model(), random_ids(), Unstructured(0.9))

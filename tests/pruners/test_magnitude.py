@@ -17,3 +17,8 @@ def test_the_whole_layer_competes_unless_said_otherwise():
 def test_rows_can_compete_by_themselves():
     pruned = Magnitude(group="row").prune(W, NO_STATS, Unstructured(0.34))
     assert pruned.mask.tolist() == [[True, True, False], [True, False, True]]
+
+
+def test_the_released_codes_threshold_takes_one_more():
+    pruned = Magnitude(select="threshold").prune(W, NO_STATS, Unstructured(0.5))
+    assert pruned.weight.tolist() == [[4, -3, 0], [0, 0, 0]]

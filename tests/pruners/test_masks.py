@@ -22,6 +22,17 @@ def test_of_equal_scores_the_ones_further_left_stay():
     assert keep_highest(scores, Unstructured(0.5)).tolist() == [[True, True, False, False, True, False]]
 
 
+def test_a_threshold_takes_one_too_many_and_all_ties():
+    scores = torch.tensor([[1.0, 4.0, 2.0, 3.0], [5.0, 5.0, 5.0, 6.0]])
+    kept = keep_highest(scores, Unstructured(0.5), select="threshold")
+    assert kept.tolist() == [[False, True, False, False], [False, False, False, True]]
+    assert keep_highest(scores, Unstructured(0.5), "layer", "threshold").sum() == 1
+    # N:M has no threshold, in the released code either
+    assert torch.equal(
+        keep_highest(scores, SemiStructured(2, 4), select="threshold"), keep_highest(scores, SemiStructured(2, 4))
+    )
+
+
 def test_n_of_m_counts_the_weights_that_stay():
     scores = torch.tensor([[4.0, 3.0, 2.0, 1.0, 1.0, 2.0, 3.0, 4.0]])
     assert keep_highest(scores, SemiStructured(1, 4)).tolist() == [[True] + [False] * 6 + [True]]

@@ -40,6 +40,15 @@ def test_masks_equal_and_weights_agree_with_the_equations(asked, shape):
     assert found.damping == 0.01
 
 
+def test_the_released_codes_threshold_takes_one_more_in_each_block():
+    W, stats = problem(7, 48)
+    ours = SparseGPT(block_size=24).prune(W, stats, Unstructured(0.5)).mask
+    theirs = SparseGPT(block_size=24, select="threshold").prune(W, stats, Unstructured(0.5)).mask
+    assert [(~ours[:, block]).sum() for block in (slice(0, 24), slice(24, 48))] == [84, 84]
+    assert [(~theirs[:, block]).sum() for block in (slice(0, 24), slice(24, 48))] == [85, 85]
+    assert (ours[:, :24] | ~theirs[:, :24]).all()
+
+
 def test_the_output_is_nearer_to_the_dense_layers_than_wandas():
     for seed in range(5):
         W, stats = problem(32, 64, seed)

@@ -24,9 +24,13 @@ class SparsityAllocation:
 
     @classmethod
     def of(
-        cls, layers: Sequence[PrunableLayer], patterns: Mapping[str, SparsityPattern], target: SparsityPattern
+        cls,
+        layers: Sequence[PrunableLayer],
+        patterns: Mapping[str, SparsityPattern],
+        target: SparsityPattern,
+        tolerance: float = MEAN_TOLERANCE,
     ) -> "SparsityAllocation":
-        """Check that the patterns fit the layers, and that their mean, weighted by size, is the target's sparsity.
+        """Check that the patterns fit the layers, and that their mean, weighted by size, is near the target's sparsity.
 
         Raises:
             ConfigError: a layer without a pattern, N:M where M does not divide in_features, or a mean that is off.
@@ -36,7 +40,7 @@ class SparsityAllocation:
             made.check_covers(layer)
         weights = {layer.name: layer.out_features * layer.in_features for layer in layers}
         mean = sum(weights[name] * patterns[name].sparsity for name in weights) / sum(weights.values())
-        if abs(mean - target.sparsity) > MEAN_TOLERANCE:
+        if abs(mean - target.sparsity) > tolerance:
             raise ConfigError(f"the allocation's mean sparsity is {mean:.4f}, but {target.sparsity:.4f} was asked for")
         return made
 

@@ -31,9 +31,10 @@ class OWL:
     """M: how many times the block's mean score makes an outlier."""
     width: Annotated[float, Gt(0)] = 0.08
     """Lambda: half the width of the band of densities."""
-    n_m: Literal["mixed", "strict"] = "mixed"
-    """For N:M. mixed: an N of its own for each block (the study's, whose Lambda is 2 and M is 6 there); strict: the
-    target's N everywhere, which leaves OWL nothing to choose."""
+    n_m: Literal["mixed", "published", "strict"] = "mixed"
+    """For N:M. mixed: an N of its own for each block, with the target's mean (the study's, whose Lambda is 2 and M is 6
+    there); published: each N rounded by itself, as in the released code, which can miss the mean; strict: the target's
+    N everywhere, which leaves OWL nothing to choose."""
     n_width: Annotated[float, Gt(0)] = 2.0
     """Lambda for mixed N:M, in weights of a group of M."""
 
@@ -61,7 +62,8 @@ class OWL:
         positions = [(share - min(shares)) / spread if spread else 0.0 for share in shares]
         mean = weighted_mean(positions, sizes(blocks))
         if isinstance(target, SemiStructured):
-            return mixed_by_block(blocks, [2 * self.n_width * (p - mean) for p in positions], target)
+            shifts = [2 * self.n_width * (p - mean) for p in positions]
+            return mixed_by_block(blocks, shifts, target, keep_mean=self.n_m == "mixed")
         sparsities = [target.sparsity - 2 * self.width * (p - mean) for p in positions]
         return unstructured_by_block(blocks, sparsities, target, f"OWL with width={self.width:g}")
 

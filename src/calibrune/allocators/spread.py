@@ -41,26 +41,37 @@ def unstructured_by_block(
 
 
 def mixed_by_block(
-    blocks: Sequence[DecoderBlock], shifts: Sequence[float], target: SemiStructured
+    blocks: Sequence[DecoderBlock], shifts: Sequence[float], target: SemiStructured, *, keep_mean: bool = True
 ) -> SparsityAllocation:
-    """Every block gets an N of its own near the target's: N + shift, rounded so that the mean N stays the target's.
+    """Every block gets an N of its own near the target's: N + shift, rounded, at least 1; at M the block stays dense.
 
-    An N that reaches M leaves the block dense.
+    Args:
+        blocks: of the model.
+        shifts: weights of a group that a block keeps beyond the target's N; below 0: fewer.
+        target: N:M for the model as a whole.
+        keep_mean: round so that the mean N stays the target's; else each block by itself, as released code does.
     """
     wished = [min(max(target.n + shift, 1.0), float(target.m)) for shift in shifts]
-    counts = [int(wish) for wish in wished]
-    # the largest remainders are rounded up, as many as it takes to keep the mean
-    missing = round(target.n * len(blocks) - sum(counts))
-    order = sorted(range(len(blocks)), key=lambda i: counts[i] - wished[i])
-    while missing:
-        step = 1 if missing > 0 else -1
-        for i in order if step > 0 else reversed(order):
-            if missing and 1 <= counts[i] + step <= target.m:
-                counts[i] += step
-                missing -= step
+    counts = _rounded_to_sum(wished, target.n * len(blocks), target.m) if keep_mean else [round(one) for one in wished]
     patterns: dict[str, SparsityPattern] = {
         layer.name: SemiStructured(n, target.m) if n < target.m else Unstructured(0.0)
         for block, n in zip(blocks, counts, strict=True)
         for layer in block.layers
     }
-    return SparsityAllocation.of([layer for block in blocks for layer in block.layers], patterns, target)
+    layers = [layer for block in blocks for layer in block.layers]
+    return SparsityAllocation.of(layers, patterns, target, *(() if keep_mean else (1.0,)))
+
+
+def _rounded_to_sum(wished: Sequence[float], total: int, highest: int) -> list[int]:
+    """Whole numbers from 1 to `highest` near the wished ones; the largest remainders are rounded up, as many as it
+    takes to reach the sum."""
+    counts = [int(wish) for wish in wished]
+    missing = total - sum(counts)
+    order = sorted(range(len(counts)), key=lambda i: counts[i] - wished[i])
+    while missing:
+        step = 1 if missing > 0 else -1
+        for i in order if step > 0 else reversed(order):
+            if missing and 1 <= counts[i] + step <= highest:
+                counts[i] += step
+                missing -= step
+    return counts

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from calibrune.activations.statistics import InputStatistic, LayerStats
 from calibrune.patterns import SparsityPattern
-from calibrune.pruners.masks import ComparisonGroup, keep_highest
+from calibrune.pruners.masks import ComparisonGroup, Selection, keep_highest
 from calibrune.pruners.pruner import PrunedWeight
 from calibrune.settings import settings
 
@@ -18,10 +18,12 @@ class Magnitude:
 
     group: ComparisonGroup = "layer"
     """The weights that compete with each other: the whole layer (as in the pruning papers), or each output row."""
+    select: Selection = "rank"
+    """rank: exactly as many go as were asked for. threshold (the released code): one more, and all that equal it."""
 
     requires: ClassVar[tuple[type[InputStatistic], ...]] = ()
 
     def prune(self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern) -> PrunedWeight:
         """Keep the weights of the largest absolute value; no weight that stays is changed."""
-        mask = keep_highest(weight.abs().float(), pattern, self.group)
+        mask = keep_highest(weight.abs().float(), pattern, self.group, self.select)
         return PrunedWeight(weight.masked_fill(~mask, 0), mask)

@@ -13,10 +13,14 @@ from calibrune.errors import ConfigError, RunError
 from calibrune.patterns import SemiStructured, SparsityPattern
 
 ComparisonGroup = Literal["row", "layer"]
+Selection = Literal["rank", "threshold"]
 
 
 def keep_highest(
-    scores: Float[Tensor, "out in"], pattern: SparsityPattern, group: ComparisonGroup = "row"
+    scores: Float[Tensor, "out in"],
+    pattern: SparsityPattern,
+    group: ComparisonGroup = "row",
+    select: Selection = "rank",
 ) -> Bool[Tensor, "out in"]:
     """Keep the highest scores of each comparison group; of equal scores, the ones further left (then further up).
 
@@ -24,8 +28,10 @@ def keep_highest(
 
     Args:
         scores: importance of each weight; only the order inside a group matters.
-        pattern: how many weights stay. N:M has groups of its own and ignores `group`.
+        pattern: how many weights stay. N:M has groups of its own and ignores `group` and `select`.
         group: the weights that compete with each other: one output row, or the whole layer.
+        select: `threshold` is what much released code does: of the k weights that were to go, the score of the next one
+            is the threshold, and all up to it go: one too many, and all that equal it.
 
     Raises:
         ConfigError: in_features is not a multiple of M.
@@ -42,6 +48,9 @@ def keep_highest(
     else:
         groups = scores if group == "row" else scores.reshape(1, -1)
         n_keep = groups.shape[-1] - pattern.n_pruned(groups.shape[-1])
+        if select == "threshold":
+            threshold = groups.sort(dim=-1).values[:, pattern.n_pruned(groups.shape[-1]), None]
+            return (groups > threshold).reshape(scores.shape)
     return _highest_of_rows(groups, n_keep).reshape(scores.shape)
 
 

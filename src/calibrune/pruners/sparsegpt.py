@@ -10,7 +10,7 @@ from torch import Tensor
 from calibrune.activations.statistics import InputHessian, InputStatistic, LayerStats
 from calibrune.errors import ConfigError, RunError
 from calibrune.patterns import SemiStructured, SparsityPattern
-from calibrune.pruners.masks import keep_highest
+from calibrune.pruners.masks import Selection, keep_highest
 from calibrune.pruners.pruner import PrunedWeight
 from calibrune.settings import settings
 
@@ -29,6 +29,9 @@ class SparseGPT:
     """Columns whose mask is chosen at once; the sparsity is exact in each block of columns, free across rows."""
     damping: Annotated[float, Gt(0)] = 0.01
     """Added to the Hessian's diagonal, as a fraction of its mean; raised step by step where the factorisation fails."""
+    select: Selection = "rank"
+    """rank: exactly as many go in each block as were asked for. threshold (the released code): one more in each, and
+    all that equal it."""
 
     requires: ClassVar[tuple[type[InputStatistic], ...]] = (InputHessian,)
 
@@ -52,7 +55,8 @@ class SparseGPT:
         mask = torch.ones_like(W, dtype=torch.bool)
         for start in range(0, len(W), self.block_size):
             end = min(start + self.block_size, len(W))
-            errors = _prune_block(W[start:end], mask[start:end], factor.upper[start:end, start:end], pattern)
+            block, upper = slice(start, end), factor.upper[start:end, start:end]
+            errors = _prune_block(W[block], mask[block], upper, pattern, self.select)
             W[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1)
         kept = mask.T.contiguous()
         return PrunedWeight(W.T.contiguous().to(weight.dtype).masked_fill_(~kept, 0), kept, damping=factor.damping)
@@ -98,12 +102,13 @@ def _prune_block(
     mask: Bool[Tensor, "block out"],
     upper: Float[Tensor, "block block"],
     pattern: SparsityPattern,
+    select: Selection,
 ) -> Float[Tensor, "block out"]:
     """Prune a block of inputs in place; return each input's error, for the inputs that come after the block."""
     diagonal = upper.diagonal()
     if not isinstance(pattern, SemiStructured):
         costs = (W / diagonal[:, None]).square()
-        mask.copy_(keep_highest(costs.T.contiguous(), pattern, "layer").T)
+        mask.copy_(keep_highest(costs.T.contiguous(), pattern, "layer", select).T)
     errors = torch.empty_like(W)
     # N:M chooses from updated weights, so a panel ends where a group of M does
     panel = PANEL if not isinstance(pattern, SemiStructured) else pattern.m * max(1, PANEL // pattern.m)
