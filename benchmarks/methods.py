@@ -77,7 +77,7 @@ def measure(name: str) -> Iterator[dict[str, Any]]:
         if run in known:
             continue
         lm = load_model(model, dtype="float32")
-        calibration = calibration or _calibration(lm)
+        calibration = calibration or calibration_set(lm)
         setting: dict[str, Any] = {"model": model, "dtype": "float32", **dict(zip(FIELDS, run, strict=True))}
         if run[0] != "none":
             setting |= {"calibration": f"c4, {SAMPLES} x {LENGTH}, {calibration.fingerprint}", "seed": 0}
@@ -96,7 +96,8 @@ def measure(name: str) -> Iterator[dict[str, Any]]:
 FIELDS = ("method", "allocation", "pattern")
 
 
-def _calibration(lm: LanguageModel) -> CalibrationSet:
+def calibration_set(lm: LanguageModel) -> CalibrationSet:
+    """The C4 that all of these measurements calibrate with."""
     corpus = FileCorpus(path=DATA / "corpora" / "c4.jsonl.gz")
     recipe = CalibrationRecipe(corpus=corpus, n_samples=SAMPLES, seq_len=LENGTH)
     return build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length)
