@@ -16,7 +16,14 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 
-PAGES = {"methods": "methods.md", "allocators": "allocations.md", "commands": "commands.md"}
+PAGES = {
+    "methods": "methods.md",
+    "methods measured": "methods.md",
+    "fidelity": "methods.md",
+    "allocators": "allocations.md",
+    "allocations measured": "allocations.md",
+    "commands": "commands.md",
+}
 """The page that each table is printed into."""
 
 
@@ -74,6 +81,7 @@ def pages(texts: Mapping[str, str], docs: Path = DOCS, names: Mapping[str, str] 
 def texts_from_code() -> dict[str, str]:
     """What the code says of itself today."""
     import typer
+    from measured import allocations_table, fidelity_table, methods_tables
 
     from calibrune.allocators import ALLOCATORS
     from calibrune.cli import app
@@ -81,7 +89,10 @@ def texts_from_code() -> dict[str, str]:
 
     return {
         "methods": settings_table(PRUNERS),
+        "methods measured": methods_tables(),
+        "fidelity": fidelity_table(),
         "allocators": settings_table(ALLOCATORS),
+        "allocations measured": allocations_table(),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
     }
 
