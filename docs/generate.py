@@ -1,4 +1,4 @@
-"""Print the tables of the docs from the code, between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""Print the tables of the docs and of the README from the code, between `<!-- generated: NAME -->` and `<!-- end -->`.
 
 `python docs/generate.py` writes them; with `--check` nothing is written, and a page that is out of date is an error.
 Nothing is passed over: a page without its markers, a marker that no table answers to, a method without a summary.
@@ -6,18 +6,27 @@ Nothing is passed over: a page without its markers, a marker that no table answe
 
 import argparse
 import difflib
+import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent
+REPOSITORY = Path(__file__).resolve().parents[1]
 
-PAGES = {"methods": "methods.md", "allocators": "allocations.md", "commands": "commands.md"}
-"""The page that each table is printed into."""
+PAGES = {
+    "methods": "docs/methods.md",
+    "allocators": "docs/allocations.md",
+    "commands": "docs/commands.md",
+    "architectures": "README.md",
+}
+"""The page that each table is printed into, from the root of the repository."""
+
+TEST_MODELS = REPOSITORY / "tests" / "tiny_models.py"
+"""The architectures that every method is tested on: those that the README may name."""
 
 
 class DocsError(Exception):
@@ -40,6 +49,23 @@ def commands_text(name: str, command: Any) -> str:
     return "\n\n".join(_commands(name, command))
 
 
+def architectures_table(models: Iterable[Any]) -> str:
+    """A table of models (of transformers), a row for each `model_type`: what is special, and what is left alone."""
+    from calibrune.lm.layout import Coverage, decoder_blocks
+
+    special: dict[tuple[str, str], list[str]] = {}
+    left: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        family, blocks = (model.config.model_type, type(model).__name__), decoder_blocks(model)
+        special.setdefault(family, []).extend(_special(model.config, blocks))
+        left.setdefault(family, []).extend(_left_alone(Coverage.of(blocks)))
+    lines = ["| `model_type` | model class | what is special | left alone |", "| --- | --- | --- | --- |"]
+    for kind, name in special:
+        said = (_cell("; ".join(dict.fromkeys(notes[kind, name]))) for notes in (special, left))
+        lines.append(f"| `{kind}` | `{name}` | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
 def fill(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers of `name`, and nothing else changed."""
     begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
@@ -52,22 +78,24 @@ def fill(page: str, name: str, text: str) -> str:
     return f"{head}{begin}\n\n{text}\n\n{end}{tail}"
 
 
-def pages(texts: Mapping[str, str], docs: Path = DOCS, names: Mapping[str, str] = PAGES) -> Iterator[tuple[Path, str]]:
-    """Each page's path, and what should be in it."""
+def pages(
+    texts: Mapping[str, str], root: Path = REPOSITORY, names: Mapping[str, str] = PAGES
+) -> Iterator[tuple[str, str]]:
+    """Each page's path from the root, and what should be in it."""
     if texts.keys() != names.keys():
         raise DocsError(f"there are texts for {sorted(texts)} and pages for {sorted(names)}")
-    for path in dict.fromkeys(docs / page for page in names.values()):
-        if not path.exists():
-            raise DocsError(f"{path.name}: there is no such page")
-        due = [name for name in names if docs / names[name] == path]
-        page = path.read_text(encoding="utf-8")
+    for path in dict.fromkeys(names.values()):
+        if not (root / path).exists():
+            raise DocsError(f"{path}: there is no such page")
+        due = [name for name in names if names[name] == path]
+        page = (root / path).read_text(encoding="utf-8")
         if unknown := set(re.findall(r"<!-- generated: (.*?) -->", page)) - set(due):
-            raise DocsError(f"{path.name}: nothing is printed for the markers {sorted(unknown)}")
+            raise DocsError(f"{path}: nothing is printed for the markers {sorted(unknown)}")
         for name in due:
             try:
                 page = fill(page, name, texts[name])
             except DocsError as error:
-                raise DocsError(f"{path.name}: {error}") from None
+                raise DocsError(f"{path}: {error}") from None
         yield path, page
 
 
@@ -83,30 +111,30 @@ def texts_from_code() -> dict[str, str]:
         "methods": settings_table(PRUNERS),
         "allocators": settings_table(ALLOCATORS),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
+        "architectures": architectures_table(_test_models()),
     }
 
 
-def main(arguments: Sequence[str], texts: Mapping[str, str] | None = None, docs: Path = DOCS) -> int:
+def main(arguments: Sequence[str], texts: Mapping[str, str] | None = None, root: Path = REPOSITORY) -> int:
     """Write the pages, or check them; the exit status."""
     parser = argparse.ArgumentParser(description="Print the tables of the docs from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     check = parser.parse_args(arguments).check
     try:
-        due = list(pages(texts_from_code() if texts is None else texts, docs))
+        due = list(pages(texts_from_code() if texts is None else texts, root))
     except DocsError as error:
         print(f"docs: {error}", file=sys.stderr)
         return 1
-    stale = [(path, new) for path, new in due if path.read_text(encoding="utf-8") != new]
-    for path, new in stale:
+    stale = [(path, old, new) for path, new in due if (old := (root / path).read_text(encoding="utf-8")) != new]
+    for path, old, new in stale:
         if check:
-            old = path.read_text(encoding="utf-8")
-            diff = difflib.unified_diff(old.splitlines(), new.splitlines(), path.name, "as the code says", lineterm="")
+            diff = difflib.unified_diff(old.splitlines(), new.splitlines(), path, "as the code says", lineterm="")
             print("\n".join(diff), file=sys.stderr)
         else:
-            path.write_text(new, encoding="utf-8")
-            print(f"docs/{path.name} written")
+            (root / path).write_text(new, encoding="utf-8")
+            print(f"{path} written")
     if check and stale:
-        names = ", ".join(path.name for path, _ in stale)
+        names = ", ".join(path for path, _, _ in stale)
         print(f"docs: out of date: {names}; run: make docs", file=sys.stderr)
     return int(check and bool(stale))
 
@@ -129,6 +157,47 @@ def _settings(kind: type) -> Iterator[str]:
             yield f"{field.name}={field.default_factory()!r}"
         else:
             yield field.name if field.default is MISSING else f"{field.name}={field.default!r}"
+
+
+def _test_models() -> Iterator[Any]:
+    """The tiny model of every architecture of the tests, which are no package: read from their file."""
+    spec = importlib.util.spec_from_file_location("tiny_models", TEST_MODELS)
+    if spec is None or spec.loader is None or not TEST_MODELS.is_file():
+        raise DocsError(f"the architectures of the tests are not where they should be: {TEST_MODELS}")
+    matrix = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    return map(matrix.tiny_model, matrix.ARCHITECTURES)
+
+
+def _special(config: Any, blocks: Sequence[Any]) -> Iterator[str]:
+    """What of an architecture needs more than a plain matrix in a plain block."""
+    layers = [layer for block in blocks for layer in block.layers]
+    parts: dict[str, list[str]] = {}
+    for layer in layers:
+        whole, _, part = layer.name.rpartition(".")[2].partition("[")
+        if part and layer.expert is None and layer.name.startswith(f"{blocks[0].name}."):
+            parts.setdefault(whole, []).append(part.strip("]"))
+    for whole, names in parts.items():
+        yield f"`{whole}` as {', '.join(names)}"
+    if any(layer.expert is not None for layer in layers):
+        yield "experts one by one, gate and up apart"
+    if len({tuple(layer.name.removeprefix(block.name) for layer in block.layers) for block in blocks}) > 1:
+        yield "blocks with experts and without"
+    if any(layer.is_transposed and layer.expert is None for layer in layers):
+        yield "stored [in, out]"
+    attention = {kind.partition("_")[0]: None for kind in getattr(config, "layer_types", None) or ()}
+    if len(attention) > 1:
+        yield f"{' and '.join(attention)} attention in turn"
+    elif not attention and getattr(config, "sliding_window", None):
+        yield "sliding attention"
+
+
+def _left_alone(coverage: Any) -> Iterator[str]:
+    """The matrices that are not pruned, and those that are not pruned as they should be; the numbers are no news."""
+    for weight in coverage.skipped:
+        yield f"`{weight.key.split('.')[-2]}`: {re.sub(r'[0-9]+ ', '', weight.reason)}"
+    for name in coverage.unsplit:
+        yield f"`{name.rpartition('.')[2]}` is pruned as one: where its parts lie is not known"
 
 
 def _cell(text: str) -> str:
