@@ -1,4 +1,4 @@
-"""Print the tables of the docs from the code, between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""Print the tables of the docs and of the README from the code, between `<!-- generated: NAME -->` and `<!-- end -->`.
 
 `python docs/generate.py` writes them; with `--check` nothing is written, and a page that is out of date is an error.
 Nothing is passed over: a page without its markers, a marker that no table answers to, a method without a summary.
@@ -6,25 +6,33 @@ Nothing is passed over: a page without its markers, a marker that no table answe
 
 import argparse
 import difflib
+import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 PAGES = {
-    "methods": "methods.md",
-    "methods measured": "methods.md",
-    "fidelity": "methods.md",
-    "allocators": "allocations.md",
-    "allocations measured": "allocations.md",
-    "commands": "commands.md",
+    "methods": "docs/methods.md",
+    "methods measured": "docs/methods.md",
+    "fidelity": "docs/methods.md",
+    "allocators": "docs/allocations.md",
+    "allocations measured": "docs/allocations.md",
+    "commands": "docs/commands.md",
+    "architectures": "README.md",
 }
-"""The page that each table is printed into."""
+"""The page that each table is printed into, from the root of the repository."""
+
+TEST_MODELS = REPOSITORY / "tests" / "tiny_models.py"
+"""The architectures that every method is tested on: those that the README may name."""
+
+MEASURED = REPOSITORY / "docs" / "measured.py"
+"""The tables of what was measured."""
 
 
 class DocsError(Exception):
@@ -47,6 +55,23 @@ def commands_text(name: str, command: Any) -> str:
     return "\n\n".join(_commands(name, command))
 
 
+def architectures_table(models: Iterable[Any]) -> str:
+    """A table of models (of transformers), a row for each `model_type`: what is special, and what is left alone."""
+    from calibrune.lm.layout import Coverage, decoder_blocks
+
+    special: dict[tuple[str, str], list[str]] = {}
+    left: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        family, blocks = (model.config.model_type, type(model).__name__), decoder_blocks(model)
+        special.setdefault(family, []).extend(_special(model.config, blocks))
+        left.setdefault(family, []).extend(_left_alone(Coverage.of(blocks)))
+    lines = ["| `model_type` | model class | what is special | left alone |", "| --- | --- | --- | --- |"]
+    for kind, name in special:
+        said = (_cell("; ".join(dict.fromkeys(notes[kind, name]))) for notes in (special, left))
+        lines.append(f"| `{kind}` | `{name}` | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
 def fill(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers of `name`, and nothing else changed."""
     begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
@@ -59,65 +84,67 @@ def fill(page: str, name: str, text: str) -> str:
     return f"{head}{begin}\n\n{text}\n\n{end}{tail}"
 
 
-def pages(texts: Mapping[str, str], docs: Path = DOCS, names: Mapping[str, str] = PAGES) -> Iterator[tuple[Path, str]]:
-    """Each page's path, and what should be in it."""
+def pages(
+    texts: Mapping[str, str], root: Path = REPOSITORY, names: Mapping[str, str] = PAGES
+) -> Iterator[tuple[str, str]]:
+    """Each page's path from the root, and what should be in it."""
     if texts.keys() != names.keys():
         raise DocsError(f"there are texts for {sorted(texts)} and pages for {sorted(names)}")
-    for path in dict.fromkeys(docs / page for page in names.values()):
-        if not path.exists():
-            raise DocsError(f"{path.name}: there is no such page")
-        due = [name for name in names if docs / names[name] == path]
-        page = path.read_text(encoding="utf-8")
+    for path in dict.fromkeys(names.values()):
+        if not (root / path).exists():
+            raise DocsError(f"{path}: there is no such page")
+        due = [name for name in names if names[name] == path]
+        page = (root / path).read_text(encoding="utf-8")
         if unknown := set(re.findall(r"<!-- generated: (.*?) -->", page)) - set(due):
-            raise DocsError(f"{path.name}: nothing is printed for the markers {sorted(unknown)}")
+            raise DocsError(f"{path}: nothing is printed for the markers {sorted(unknown)}")
         for name in due:
             try:
                 page = fill(page, name, texts[name])
             except DocsError as error:
-                raise DocsError(f"{path.name}: {error}") from None
+                raise DocsError(f"{path}: {error}") from None
         yield path, page
 
 
 def texts_from_code() -> dict[str, str]:
     """What the code says of itself today."""
     import typer
-    from measured import allocations_table, fidelity_table, methods_tables
 
     from calibrune.allocators import ALLOCATORS
     from calibrune.cli import app
     from calibrune.pruners import PRUNERS
 
+    measured = _loaded(MEASURED)
     return {
         "methods": settings_table(PRUNERS),
-        "methods measured": methods_tables(),
-        "fidelity": fidelity_table(),
+        "methods measured": measured.methods_tables(),
+        "fidelity": measured.fidelity_table(),
         "allocators": settings_table(ALLOCATORS),
-        "allocations measured": allocations_table(),
+        "allocations measured": measured.allocations_table(),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
+        "architectures": architectures_table(_test_models()),
     }
 
 
-def main(arguments: Sequence[str], texts: Mapping[str, str] | None = None, docs: Path = DOCS) -> int:
+def main(arguments: Sequence[str], texts: Mapping[str, str] | None = None, root: Path = REPOSITORY) -> int:
     """Write the pages, or check them; the exit status."""
     parser = argparse.ArgumentParser(description="Print the tables of the docs from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     check = parser.parse_args(arguments).check
     try:
-        due = list(pages(texts_from_code() if texts is None else texts, docs))
+        due = list(pages(texts_from_code() if texts is None else texts, root))
     except DocsError as error:
         print(f"docs: {error}", file=sys.stderr)
         return 1
-    stale = [(path, new) for path, new in due if path.read_text(encoding="utf-8") != new]
-    for path, new in stale:
+    stale = [(path, old, new) for path, new in due if (old := (root / path).read_text(encoding="utf-8")) != new]
+    for path, old, new in stale:
         if check:
-            old = path.read_text(encoding="utf-8")
-            diff = difflib.unified_diff(old.splitlines(), new.splitlines(), path.name, "as the code says", lineterm="")
+            diff = difflib.unified_diff(old.splitlines(), new.splitlines(), path, "as the code says", lineterm="")
             print("\n".join(diff), file=sys.stderr)
         else:
-            path.write_text(new, encoding="utf-8")
-            print(f"docs/{path.name} written")
+            (root / path).write_text(new, encoding="utf-8")
+            print(f"{path} written")
     if check and stale:
-        names = ", ".join(path.name for path, _ in stale)
+        names = ", ".join(path for path, _, _ in stale)
         print(f"docs: out of date: {names}; run: make docs", file=sys.stderr)
     return int(check and bool(stale))
 
@@ -140,6 +167,53 @@ def _settings(kind: type) -> Iterator[str]:
             yield f"{field.name}={field.default_factory()!r}"
         else:
             yield field.name if field.default is MISSING else f"{field.name}={field.default!r}"
+
+
+def _test_models() -> Iterator[Any]:
+    """The tiny model of every architecture of the tests."""
+    matrix = _loaded(TEST_MODELS)
+    return map(matrix.tiny_model, matrix.ARCHITECTURES)
+
+
+def _loaded(path: Path) -> Any:
+    """A module from its file: neither the docs nor the tests are a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise DocsError(f"{path.relative_to(REPOSITORY)} is not where it should be")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _special(config: Any, blocks: Sequence[Any]) -> Iterator[str]:
+    """What of an architecture needs more than a plain matrix in a plain block."""
+    layers = [layer for block in blocks for layer in block.layers]
+    parts: dict[str, list[str]] = {}
+    for layer in layers:
+        whole, _, part = layer.name.rpartition(".")[2].partition("[")
+        if part and layer.expert is None and layer.name.startswith(f"{blocks[0].name}."):
+            parts.setdefault(whole, []).append(part.strip("]"))
+    for whole, names in parts.items():
+        yield f"`{whole}` as {', '.join(names)}"
+    if any(layer.expert is not None for layer in layers):
+        yield "experts one by one, gate and up apart"
+    if len({tuple(layer.name.removeprefix(block.name) for layer in block.layers) for block in blocks}) > 1:
+        yield "blocks with experts and without"
+    if any(layer.is_transposed and layer.expert is None for layer in layers):
+        yield "stored [in, out]"
+    attention = {kind.partition("_")[0]: None for kind in getattr(config, "layer_types", None) or ()}
+    if len(attention) > 1:
+        yield f"{' and '.join(attention)} attention in turn"
+    elif not attention and getattr(config, "sliding_window", None):
+        yield "sliding attention"
+
+
+def _left_alone(coverage: Any) -> Iterator[str]:
+    """The matrices that are not pruned, and those that are not pruned as they should be; the numbers are no news."""
+    for weight in coverage.skipped:
+        yield f"`{weight.key.split('.')[-2]}`: {re.sub(r'[0-9]+ ', '', weight.reason)}"
+    for name in coverage.unsplit:
+        yield f"`{name.rpartition('.')[2]}` is pruned as one: where its parts lie is not known"
 
 
 def _cell(text: str) -> str:

@@ -16,14 +16,14 @@ from jaxtyping import install_import_hook
 
 # The shapes in the signatures, checked at every call of every test, at no cost to users. Only in the rooms where
 # tensors flow: in the others, values come from users, and what is tested is our own answer to a wrong one, which
-# beartype would forestall. An int goes where a float is wanted, as for mypy (PEP 484). Methods are checked one by one,
-# so their hints cannot say `Self` (a type variable says the same), and a Protocol in a hint is `@runtime_checkable`.
+# beartype would forestall. Methods are checked one by one, so their hints cannot say `Self` (a type variable says the
+# same), and a Protocol in a hint is `@runtime_checkable`.
 install_import_hook(
     [
         f"calibrune.{room}"
         for room in ("lm", "calibration", "activations", "pruners", "allocators", "prune", "evaluation")
     ],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    "shape_checks.checked",
 )
 
 import pytest

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import TypeAdapter
+from shape_checks import checked
 
 import calibrune.pruners
 from calibrune.errors import ConfigError
@@ -82,6 +83,13 @@ def test_a_wrong_shape_is_caught(hooked):
         hooked.add(torch.ones(2, 1), torch.ones(3))  # torch itself would broadcast
     with pytest.raises(TypeError):
         hooked.forget_the_rows(torch.ones(2, 3))
+
+
+def test_a_function_made_inside_another_is_not_wrapped_anew_at_every_call():
+    def inner(x: int) -> int:
+        return x
+
+    assert checked(inner) is inner
 
 
 def test_settings_and_protocols_live_with_the_hook(hooked):

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from calibrune.lm.loading import LanguageModel
+from calibrune.lm.openlm import OpenLMConfig
 
 VOCAB = 96
 
@@ -155,6 +156,17 @@ DENSE: dict[str, PreTrainedConfig] = CONFIGS | {
     ),
     "gptj": GPTJConfig(
         vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4, bos_token_id=0, eos_token_id=1
+    ),
+    # as DCLM-7B is made; the feed-forward is 256 wide, which is the least
+    "openlm": OpenLMConfig(
+        vocab_size=VOCAB,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        seq_len=128,
+        norm_type="gain_only_lp_layer_norm",
+        apply_qk_norm=True,
+        ffn_type="swiglu_torch",
     ),
 }
 """Every supported architecture without experts."""

@@ -8,6 +8,8 @@ from typing import Annotated
 import pytest
 import typer
 from pydantic import Field
+from tiny_models import ARCHITECTURES, from_config, tiny_model
+from transformers import MptConfig
 
 from calibrune.settings import settings
 
@@ -40,7 +42,8 @@ class Checked:
 
 
 @pytest.fixture
-def docs(tmp_path):
+def root(tmp_path):
+    (tmp_path / "docs").mkdir()
     for page in set(generate.PAGES.values()):
         names = [name for name, its_page in generate.PAGES.items() if its_page == page]
         markers = "\n\n".join(f"<!-- generated: {name} -->\n<!-- end -->" for name in names)
@@ -118,24 +121,25 @@ def test_an_option_or_a_command_without_help_is_an_error():
         generate.commands_text("calibrune", typer.main.get_command(silent))
 
 
-def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(docs, capsys):
-    assert generate.main(["--check"], TABLES, docs) == 1
-    assert "out of date: methods.md, allocations.md, commands.md; run: make docs" in capsys.readouterr().err
-    assert "wanda" not in (docs / "methods.md").read_text()
-    assert generate.main([], TABLES, docs) == 0
-    assert (docs / "commands.md").read_text() == (
+def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(root, capsys):
+    assert generate.main(["--check"], TABLES, root) == 1
+    err = capsys.readouterr().err
+    assert "out of date: docs/methods.md, docs/allocations.md, docs/commands.md, README.md; run: make docs" in err
+    assert "wanda" not in (root / "docs/methods.md").read_text()
+    assert generate.main([], TABLES, root) == 0
+    assert (root / "docs/commands.md").read_text() == (
         "# commands\n\nBefore.\n\n<!-- generated: commands -->\n\n### prune\n\n<!-- end -->\n\nAfter.\n"
     )
-    assert generate.main(["--check"], TABLES, docs) == 0
-    assert generate.main([], TABLES, docs) == 0
+    assert generate.main(["--check"], TABLES, root) == 0
+    assert generate.main([], TABLES, root) == 0
 
 
-def test_a_changed_default_is_shown_as_a_difference(docs, capsys):
-    generate.main([], TABLES, docs)
-    assert generate.main(["--check"], {**TABLES, "methods": "| wanda, power=1 |"}, docs) == 1
+def test_a_changed_default_is_shown_as_a_difference(root, capsys):
+    generate.main([], TABLES, root)
+    assert generate.main(["--check"], {**TABLES, "methods": "| wanda, power=1 |"}, root) == 1
     err = capsys.readouterr().err
     assert "-| wanda |\n+| wanda, power=1 |" in err
-    assert "out of date: methods.md;" in err
+    assert "out of date: docs/methods.md;" in err
 
 
 @pytest.mark.parametrize(
@@ -152,21 +156,66 @@ def test_a_changed_default_is_shown_as_a_difference(docs, capsys):
     ],
 )
 @pytest.mark.parametrize("arguments", [[], ["--check"]])
-def test_what_is_wrong_with_a_page_is_an_error_and_nothing_is_written(docs, capsys, page, complaint, arguments):
-    before = (docs / "commands.md").read_text()
+def test_what_is_wrong_with_a_page_is_an_error_and_nothing_is_written(root, capsys, page, complaint, arguments):
+    before = (root / "docs/commands.md").read_text()
     if page is None:
-        (docs / "methods.md").unlink()
+        (root / "docs/methods.md").unlink()
     else:
-        (docs / "methods.md").write_text(page)
-    assert generate.main(arguments, TABLES, docs) == 1
+        (root / "docs/methods.md").write_text(page)
+    assert generate.main(arguments, TABLES, root) == 1
     assert complaint in capsys.readouterr().err
-    assert (docs / "commands.md").read_text() == before
+    assert (root / "docs/commands.md").read_text() == before
 
 
-def test_a_table_without_a_page_is_an_error(docs, capsys):
-    assert generate.main([], {**TABLES, "sources": "| c4 |"}, docs) == 1
+def test_a_table_without_a_page_is_an_error(root, capsys):
+    assert generate.main([], {**TABLES, "sources": "| c4 |"}, root) == 1
     assert "there are texts for" in capsys.readouterr().err
 
 
 def test_our_pages_have_their_markers():
-    assert [path.name for path, _ in generate.pages(TABLES)] == ["methods.md", "allocations.md", "commands.md"]
+    paths = ["docs/methods.md", "docs/allocations.md", "docs/commands.md", "README.md"]
+    assert [path for path, _ in generate.pages(TABLES)] == paths
+
+
+# -- the table of architectures ---------------------------------------------------------------------------------------
+
+
+def rows(*kinds: str) -> list[str]:
+    return generate.architectures_table(tiny_model(kind) for kind in kinds).splitlines()[2:]
+
+
+def test_an_architecture_says_what_is_special_about_it_and_what_is_left_alone():
+    assert rows("llama", "gemma3", "gpt2", "openlm", "qwen2-moe") == [
+        "| `llama` | `LlamaForCausalLM` |  |  |",
+        "| `gemma3_text` | `Gemma3ForCausalLM` | sliding and full attention in turn |  |",
+        "| `gpt2` | `GPT2LMHeadModel` | `c_attn` as q, k, v; stored [in, out] |  |",
+        "| `openlm` | `OpenLMForCausalLM` | `in_proj` as q, k, v; `w12` as gate, up |  |",
+        "| `qwen2_moe` | `Qwen2MoeForCausalLM` | experts one by one, gate and up apart; blocks with experts and without"
+        " | `gate`: chooses between experts; `shared_expert_gate`: scales the shared expert |",
+    ]
+
+
+def test_a_family_has_one_row_however_many_of_it_are_tested():
+    assert rows("falcon", "falcon-rw", "falcon-new") == [
+        "| `falcon` | `FalconForCausalLM` | `query_key_value` as q, k, v |  |"
+    ]
+
+
+def test_a_matrix_that_is_not_pruned_apart_is_admitted():
+    mpt = from_config(MptConfig(vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=128))
+    assert generate.architectures_table([mpt]).splitlines()[2:] == [
+        "| `mpt` | `MptForCausalLM` |  | `Wqkv` is pruned as one: where its parts lie is not known |"
+    ]
+
+
+def test_every_architecture_of_the_tests_is_in_the_readme_and_one_more_or_less_makes_it_stale(tmp_path, capsys):
+    for page in set(generate.PAGES.values()):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((generate.REPOSITORY / page).read_text(encoding="utf-8"), encoding="utf-8")
+    texts = generate.texts_from_code()
+    assert generate.main(["--check"], texts, tmp_path) == 0, capsys.readouterr().err
+    table = texts["architectures"].splitlines()
+    assert len(table) == 2 + len({config.model_type for config in ARCHITECTURES.values()})
+    for changed in (table[:-1], [*table, "| `new` | `NewForCausalLM` |  |  |"]):
+        assert generate.main(["--check"], texts | {"architectures": "\n".join(changed)}, tmp_path) == 1
+        assert "out of date: README.md; run: make docs" in capsys.readouterr().err

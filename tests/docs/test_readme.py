@@ -56,6 +56,25 @@ def test_every_room_is_on_the_map():
     assert rooms <= named, rooms - named
 
 
+def test_every_decision_is_listed_by_its_title():
+    folder = REPOSITORY / "docs" / "decisions"
+    pages = sorted(folder.glob("[0-9]*.md"))
+    titles = [
+        f"- [{page.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}]({page.name})" for page in pages
+    ]
+    listed = [
+        line for line in (folder / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("- [")
+    ]
+    assert listed == titles
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))])
+def test_every_link_to_a_page_of_ours_leads_to_one(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not (REPOSITORY / page).parent.joinpath(link).exists()] == []
+
+
 def test_the_numbers_of_the_demo_are_measured_ones():
     rows = [
         json.loads(line)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import DENSE, GATED, VOCAB, from_config, random_ids, tiny_model
+from torch import nn
 from transformers import LlamaConfig, MptConfig, Phi3Config, PreTrainedModel
 
 from calibrune.lm.fused import parts_of
@@ -11,7 +12,7 @@ from calibrune.patterns import parse_pattern
 from calibrune.prune import prune_model
 from calibrune.pruners import PRUNERS, Magnitude
 
-FUSED = ("gpt2", "phi3", "gpt-neox", "bloom", "falcon", "falcon-rw", "falcon-new")
+FUSED = ("gpt2", "phi3", "gpt-neox", "bloom", "falcon", "falcon-rw", "falcon-new", "openlm")
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, PrunableLayer]:
@@ -52,6 +53,7 @@ def test_keys_and_values_have_the_sizes_of_their_heads():
         "falcon": (32, 8, 8),
         "falcon-rw": (32, 32, 32),
         "falcon-new": (32, 16, 16),
+        "openlm": (32, 32, 32),
     }
 
 
@@ -71,13 +73,18 @@ def test_without_values_attention_gives_nothing_and_without_queries_keys_do_not_
             torch.testing.assert_close(attention_output(model), without)
 
 
-def test_gate_and_up_are_two():
-    model = tiny_model("phi3")
-    layers, mlp = layers_of(model), model.model.layers[0].mlp
+@pytest.mark.parametrize(
+    ("kind", "feed_forward", "last"), [("phi3", "mlp", "down_proj"), ("openlm", "feed_forward", "w3")]
+)
+def test_the_gate_is_what_the_activation_is_applied_to_and_up_is_the_other(kind, feed_forward, last):
+    model = tiny_model(kind)
+    layers, module = layers_of(model), model.model.layers[0].get_submodule(feed_forward)
     x = torch.randn(5, 32)
     with torch.no_grad():
-        by_parts = mlp.down_proj(mlp.activation_fn(x @ layers["gate"].weight.T) * (x @ layers["up"].weight.T))
-        torch.testing.assert_close(by_parts, mlp(x))
+        gate, up = x @ layers["gate"].weight.T, x @ layers["up"].weight.T
+        down = module.get_submodule(last)
+        torch.testing.assert_close(down(nn.functional.silu(gate) * up), module(x))
+        assert not torch.allclose(down(nn.functional.silu(up) * gate), module(x), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", FUSED)

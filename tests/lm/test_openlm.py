@@ -19,15 +19,17 @@ from calibrune.activations.stream import stream_blocks
 from calibrune.checkpoint import save_pruned
 from calibrune.errors import ModelError
 from calibrune.lm.generation import Sampling, generate
-from calibrune.lm.layout import decoder_blocks, n_parameters
+from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.likelihood import token_log_likelihoods
 from calibrune.lm.loading import LanguageModel, load_model
 from calibrune.lm.openlm import OpenLMConfig, register, rotary_tables
-from calibrune.prune import prune_model
-from calibrune.pruners import SparseGPT, Wanda
+from calibrune.prune import PruneReport, prune_model
+from calibrune.pruners import Magnitude, Pruner, SparseGPT, Wanda
 
 LAYERS, HEADS, DIM = 3, 4, 32
 SHAPE = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "vocab_size": VOCAB, "seq_len": 128}
+PARTS = ("attention.in_proj[q]", "attention.in_proj[k]", "attention.in_proj[v]", "attention.out_proj")
+PARTS += ("feed_forward.w12[gate]", "feed_forward.w12[up]", "feed_forward.w3")
 DCLM = {"norm_type": "gain_only_lp_layer_norm", "apply_qk_norm": True, "ffn_type": "swiglu_torch"}
 
 
@@ -284,22 +286,46 @@ def test_the_statistics_of_the_engine_are_those_of_a_full_forward():
         for inputs in block.layers
     }
     assert got.keys() == expected.keys()
-    assert len(got) == 4 * LAYERS
+    assert got.keys() == {f"model.layers.{i}.{part}" for i in range(LAYERS) for part in PARTS}
     for name, matrix in got.items():
         torch.testing.assert_close(matrix, expected[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pruner", "pattern"), [(Wanda(), "50%"), (SparseGPT(), "2:4")], ids=["wanda", "sparsegpt"])
-def test_every_layer_is_pruned_exactly_and_comes_back_from_disk(pruner, pattern, tmp_path):
-    lm = tiny_openlm_lm()
-    report = prune_model(lm.model, random_ids(), pruner=pruner, pattern=pattern)
-    assert len(report.layers) == 4 * LAYERS
-    for block in decoder_blocks(lm.model):
+def test_a_published_checkpoint_is_seen_as_the_matrices_of_the_equations(tmp_path):
+    folder = published(tmp_path / "published", {"params": None, "params_args_dict": SHAPE | DCLM})
+    blocks, w = decoder_blocks(load_model(folder, device="cpu").model), weights()
+    assert Coverage.of(blocks).unsplit == ()
+    for block in blocks:
+        q_k_v = w[f"{block.name}.attention.in_proj.weight"].split(DIM)
+        gate_up = w[f"{block.name}.feed_forward.w12.weight"].chunk(2)
+        whole = [w[f"{block.name}.{name}.weight"] for name in ("attention.out_proj", "feed_forward.w3")]
+        expected = dict(zip(PARTS, (*q_k_v, whole[0], *gate_up, whole[1]), strict=True))
+        assert [layer.name.removeprefix(f"{block.name}.") for layer in block.layers] == list(PARTS)
         for layer in block.layers:
-            kept = layer.weight != 0
-            if pattern == "2:4":
-                assert (kept.reshape(len(kept), -1, 4).sum(-1) == 2).all(), layer.name
-            assert (kept.sum(dim=1) == layer.in_features // 2).all(), layer.name
+            assert torch.equal(layer.weight, expected[layer.name.removeprefix(f"{block.name}.")]), layer.name
+
+
+RUNS = [(Magnitude(), "50%"), (Wanda(), "50%"), (SparseGPT(), "50%"), (Wanda(), "2:4"), (SparseGPT(), "2:4")]
+RUN_NAMES = [f"{type(pruner).__name__.lower()}-{pattern}" for pruner, pattern in RUNS]
+
+
+def pruned_lm(pruner: Pruner, pattern: str) -> tuple[LanguageModel, PruneReport]:
+    lm = tiny_openlm_lm()
+    for block in decoder_blocks(lm.model):  # keys so small that all would go first, if they competed with the rest
+        key = next(layer for layer in block.layers if layer.name.endswith("[k]"))
+        key.replace_weight(key.weight / 1000)
+    return lm, prune_model(lm.model, random_ids(), pruner=pruner, pattern=pattern)
+
+
+@pytest.mark.parametrize(("pruner", "pattern"), RUNS, ids=RUN_NAMES)
+def test_every_matrix_is_pruned_exactly_and_comes_back_from_disk(pruner, pattern, tmp_path):
+    lm, report = pruned_lm(pruner, pattern)
+    assert len(report.layers) == len(PARTS) * LAYERS
+    for layer in (layer for block in decoder_blocks(lm.model) for layer in block.layers):
+        kept = layer.weight != 0
+        assert int(kept.sum()) == kept.numel() // 2, layer.name
+        if pattern == "2:4":
+            assert (kept.reshape(len(kept), -1, 4).sum(-1) == 2).all(), layer.name
     save_pruned(lm, report, REQUEST, tmp_path / "out")
     again = load_model(tmp_path / "out", device="cpu")
     assert torch.equal(logits(again.model, random_ids()), logits(lm.model, random_ids()))
@@ -308,10 +334,12 @@ def test_every_layer_is_pruned_exactly_and_comes_back_from_disk(pruner, pattern,
 
 @pytest.mark.slow
 def test_plain_transformers_runs_the_code_in_the_folder_if_it_is_trusted(tmp_path):
-    lm = tiny_openlm_lm()
-    report = prune_model(lm.model, random_ids())
-    save_pruned(lm, report, REQUEST, tmp_path / "out")
-    assert 'from_pretrained("path/to/this/folder", trust_remote_code=True)' in (tmp_path / "out/README.md").read_text()
+    pruned = {name: pruned_lm(*run) for name, run in zip(RUN_NAMES, RUNS, strict=True)}
+    for name, (lm, report) in pruned.items():
+        save_pruned(lm, report, REQUEST, tmp_path / name)
+    card = (tmp_path / RUN_NAMES[0] / "README.md").read_text()
+    assert 'from_pretrained("path/to/this/folder", trust_remote_code=True)' in card
+    # q, k, v and gate, up are cut apart here by hand: nothing of ours is there to say where they lie
     script = """
 import json, sys, warnings
 warnings.simplefilter("error")
@@ -321,22 +349,41 @@ try:
     AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)
 except ValueError as error:
     assert "trust_remote_code" in str(error), error
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert "calibrune" not in sys.modules
+else:
+    raise AssertionError("it was run without being trusted")
 ids = torch.tensor([[5, 6, 7]])
-written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=1)
-print(json.dumps({"logits": model(ids).logits.tolist(), "written": written.tolist()}))
+said = []
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    matrices = []
+    for block in model.model.layers:
+        matrices += [*block.attention.in_proj.weight.split(model.config.dim), block.attention.out_proj.weight]
+        matrices += [*block.feed_forward.w12.weight.chunk(2), block.feed_forward.w3.weight]
+    written = [
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=1, use_cache=cache
+        ).tolist()
+        for cache in (True, False)
+    ]
+    sparsity = [float((matrix == 0).sum()) / matrix.numel() for matrix in matrices]
+    said.append({"logits": model(ids).logits.tolist(), "written": written, "sparsity": sparsity})
+assert "calibrune" not in sys.modules
+print(json.dumps(said))
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True, env=environment
-    )
+        [sys.executable, "-c", script, *(str(tmp_path / name) for name in pruned)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout)
     ids = torch.tensor([[5, 6, 7]])
-    assert_close(torch.tensor(said["logits"]), logits(lm.model, ids))
-    expected = lm.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=1
-    )
-    assert said["written"] == expected.tolist()
+    for (lm, report), said in zip(pruned.values(), json.loads(run.stdout), strict=True):
+        assert said["sparsity"] == [layer.sparsity for layer in report.layers] == [0.5] * len(PARTS) * LAYERS
+        assert_close(torch.tensor(said["logits"]), logits(lm.model, ids))
+        with_cache, without = said["written"]
+        assert with_cache == without
+        here = lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=1
+        )
+        assert with_cache == here.tolist()

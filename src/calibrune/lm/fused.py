@@ -11,15 +11,15 @@ from torch import Tensor
 
 Rows = slice | Int[Tensor, "out"]
 
-BLOCKED = frozenset({"gpt2", "phi3"})
+BLOCKED = frozenset({"gpt2", "openlm", "phi3"})
 """`model_type`s with all queries first, then all keys, then all values: [(heads + 2 kv heads) * head_dim]."""
 
 GROUPED = frozenset({"gpt_neox", "bloom", "falcon"})
 """With the queries of a key-value head, its key and its value, then those of the next head: [kv heads, queries + 2,
 head_dim]. Each head has a key of its own in GPT-NeoX and BLOOM; Falcon has one for all, for each, or for each group."""
 
-GATE_FIRST = frozenset({"phi3"})
-"""With all rows of the gate, then all of up."""
+GATE_FIRST = frozenset({"openlm", "phi3"})
+"""With all rows of the gate (what the activation is applied to), then all of up."""
 
 
 def parts_of(config: Any, shape: tuple[int, int], others: list[tuple[int, int]]) -> dict[str, Rows] | None:
