@@ -135,6 +135,9 @@ def prune(
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens through a block at once: memory against speed.")
     ] = 4096,
+    min_expert_tokens: Annotated[
+        int, typer.Option(min=0, help="An expert that saw fewer is pruned by magnitude; 0: never.")
+    ] = 16,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -158,6 +161,7 @@ def prune(
         device=device,
         dtype=dtype,
         batch_tokens=batch_tokens,
+        min_expert_tokens=min_expert_tokens,
         masks=masks,
         revision=revision,
         trust_remote_code=trust_remote_code,

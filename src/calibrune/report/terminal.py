@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from calibrune.evaluation.score import Score
-from calibrune.patterns import SemiStructured, Unstructured, parse_pattern
+from calibrune.patterns import SemiStructured, Unstructured, parse_pattern, percent
 from calibrune.report.tables import Cell, Table
 
 WIDEST = 110
@@ -42,7 +42,7 @@ def checkpoint_text(manifest: Mapping[str, Any]) -> str:
         "allocation": f"{_facts(request['allocation'], first='name')}; propagation {request['propagate']}",
         "took": f"{report['seconds']:.0f} s for the pruning",
     }
-    head = f"{request['model']['name']}, pruned to {_percent(request['pattern'])} (run {manifest['key']})"
+    head = f"{request['model']['name']}, pruned to {percent(request['pattern'])} (run {manifest['key']})"
     return "\n".join([head, *_named(about), "", _layers(report["layers"]).text()])
 
 
@@ -171,7 +171,7 @@ def _rounding(layers: Sequence[Mapping[str, Any]]) -> str:
         if isinstance(pattern, Unstructured) and layer["pruned"] == n_out * pattern.n_pruned(n_in):
             exact = pattern.sparsity * n_in
             if not exact.is_integer():
-                asked = f"{_percent(layer['asked'])} of {n_in:,} is {exact:,.1f}"
+                asked = f"{percent(layer['asked'])} of {n_in:,} is {exact:,.1f}"
                 return f" (rounded down in each row: {asked}, so {pattern.n_pruned(n_in):,} go)"
     return ""
 
@@ -179,11 +179,6 @@ def _rounding(layers: Sequence[Mapping[str, Any]]) -> str:
 def _range(values: Sequence[float]) -> str:
     least, most = f"{min(values):.2%}", f"{max(values):.2%}"
     return least if least == most else f"{least} to {most}"
-
-
-def _percent(pattern: str) -> str:
-    read = parse_pattern(pattern)
-    return f"{100 * read.sparsity:.10g}%" if isinstance(read, Unstructured) else str(read)
 
 
 def _facts(facts: Mapping[str, Any], first: str = "kind") -> str:
