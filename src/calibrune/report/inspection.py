@@ -67,7 +67,7 @@ def draw(what: str, found: Mapping[str, Any], path: Path) -> str:
     panels = [LayerPanel("share of zeros", [(one["block"], kind(one), one["sparsity"]) for one in layers])]
     errors = [(one["block"], kind(one), one["output_error"]) for one in layers if one.get("output_error") is not None]
     if errors:
-        panels.append(LayerPanel("relative output error", errors, format=".2~g"))
+        panels.append(LayerPanel("relative output error", errors, format=".3f"))
     shows = (
         f"{' and '.join(panel.title for panel in panels)} of {len(layers)} layers by block{'' if errors else missing}"
     )
