@@ -26,7 +26,13 @@ def test_a_checkpoint_is_drawn_with_its_sparsity_and_its_output_error(tmp_path):
     shows = draw("pruned checkpoint", checkpoint(0.125, 0.5, allocation="owl"), tmp_path / "deep" / "layers.svg")
     assert shows == "share of zeros and relative output error of 2 layers by block"
     svg = (tmp_path / "deep" / "layers.svg").read_text(encoding="utf-8")
-    for said in ("tiny &lt;b&gt;, pruned to 50% with wanda and owl", "share of zeros", "output error", "0.125", "50.0%"):
+    for said in (
+        "tiny &lt;b&gt;, pruned to 50% with wanda and owl",
+        "share of zeros",
+        "output error",
+        "0.125",
+        "50.0%",
+    ):
         assert said in svg
 
 
