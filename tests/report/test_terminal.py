@@ -8,10 +8,11 @@ from calibrune.report.terminal import checkpoint_text, choices_text, model_text,
 HASH = "0123456789abcdef" * 4
 
 
-def layer(kind="q_proj", shape=(4, 576), asked="0.6", pruned=4 * 345, sparsity=345 / 576):
-    return {"name": f"model.layers.0.{kind}", "shape": list(shape), "asked": asked, "pruned": pruned} | {
-        "sparsity": sparsity
-    }
+def layer(kind="q_proj", shape=(4, 576), asked="0.6", pruned=4 * 345, sparsity=345 / 576, block=0, **more):
+    return {
+        "name": f"model.layers.{block}.{kind}", "block": block, "shape": list(shape), "asked": asked, "pruned": pruned,
+        "sparsity": sparsity, **more,
+    }  # fmt: skip
 
 
 def checkpoint(*layers, pattern="0.6", calibration=None):
@@ -50,6 +51,55 @@ def test_n_of_m_is_counted_in_blocks_and_unlike_layers_have_rows_of_their_own():
     )
     assert said.count("2 of every 4") == 2
     assert "pruned to 2:4" in said
+
+
+def measured(block, error, kind="q_proj", **more):
+    facts = {
+        "tokens": 128,
+        "damping": 0.01,
+        "dead_channels": 0,
+        "output_error": error,
+        "seconds": 0.5,
+        "fallback": None,
+    }
+    return layer(kind, block=block, **facts | more)
+
+
+def test_the_worst_layers_are_shown_and_all_on_request():
+    layers = [measured(block, block / 100) for block in range(30)]
+    said = checkpoint_text(checkpoint(*layers))
+    assert "the 5 of 30 layers whose output changed most (--layers shows all):" in said
+    rows = [line.split() for line in said.splitlines() if ".q_proj" in line]
+    assert [row[0] for row in rows] == [f"{block}.q_proj" for block in (29, 28, 27, 26, 25)]
+    assert rows[0] == ["29.q_proj", "60%", "59.90%", "128", "0.01", "0.290", "0", "0.50"]
+    assert "q_proj 30 4 x 576 345 of 576 a row 59.90% 0.145 0.290 0 15.0" in " ".join(said.split())
+    assert all(len(line) <= 80 for line in said.splitlines())
+    every = checkpoint_text(checkpoint(*layers), every_layer=True)
+    assert [line.split()[0] for line in every.splitlines() if ".q_proj" in line] == [f"{i}.q_proj" for i in range(30)]
+    assert "layer of model.layers " in every
+    assert "fallback" not in every
+
+
+def test_what_is_unusual_about_the_layers_is_said_once():
+    layers = [
+        measured(0, 0.1),
+        measured(1, 0.2, damping=0.1, dead_channels=3),
+        measured(2, None, "experts.3.down_proj", tokens=2, dead_channels=None, damping=None)
+        | {"fallback": "magnitude within rows: 2 calibration tokens were routed to it, fewer than 16"},
+    ]
+    said = " ".join(checkpoint_text(checkpoint(*layers), every_layer=True).split())
+    assert "output error 0.150 in the median of the layers, at most 0.200" in said
+    assert "dead channels 3 inputs of 1 layers were zero in every calibration token" in said
+    assert "damping raised in 1 layers, up to 0.1 times" in said
+    assert "2.experts.3.down_proj 60% 59.90% 2 – – – 0.50 magnitude within rows" in said
+    assert "experts.down_proj" in checkpoint_text(checkpoint(*layers))
+
+
+def test_an_allocations_percentages_are_short_and_nothing_is_said_of_their_rounding():
+    layers = [measured(0, 0.1, asked="0.6601681307214"), measured(1, 0.1)]
+    said = checkpoint_text(checkpoint(*layers), every_layer=True)
+    assert "66.02%" in said
+    assert "rounded" not in said
 
 
 def test_a_model_that_is_only_looked_at_has_no_column_for_what_was_asked():

@@ -52,6 +52,8 @@ class Replay:
         """Which blocks return their hidden states inside a tuple."""
         self.shared_inputs: dict[str, str] = {}
         """Layer -> the layer of its block that is called first with the very same input tensor (itself, if it is)."""
+        self.in_call_order: list[str] = []
+        """All layers as the model calls them; those that the probe does not reach (experts, maybe) come last."""
         self._observe(probe[:1, :PROBE_TOKENS])
 
     def run(
@@ -153,6 +155,7 @@ class Replay:
                 f"the experts of {type(self._model).__name__} ({wrong[0]}) give another result than their matrices one "
                 f"by one; what each is given is not known, so this architecture is not supported"
             )
+        self.in_call_order = list(dict.fromkeys([*inputs, *(layer.name for b in self._blocks for layer in b.layers)]))
         for block in self._blocks:
             called = [layer for layer in block.layers if layer.name in inputs]
             for layer in block.layers:

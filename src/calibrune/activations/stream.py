@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from calibrune.activations.replay import Hook, Replay
-from calibrune.activations.statistics import InputStatistic, LayerStats
+from calibrune.activations.statistics import InputPeak, InputStatistic, LayerStats
+from calibrune.errors import RunError
 from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
 from calibrune.progress import track
 
@@ -29,7 +30,8 @@ class LayerInputs:
 
     layer: PrunableLayer
     stats: LayerStats
-    """Shared between layers that are called with the same input (q, k and v; gate and up)."""
+    """Shared between layers that are called with the same input (q, k and v; gate and up). Where any were asked for,
+    `InputPeak` is among them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,9 @@ def stream_blocks(
         input_ids: the calibration sequences; None where `requires` is empty, then nothing is run.
         requires: the statistics to collect.
         batch_tokens: tokens that go through a block at once; at least one whole sequence does.
+
+    Raises:
+        RunError: the inputs of a layer hold NaN or infinity; said before its block is handed over.
     """
     blocks = decoder_blocks(model)
     if not requires:
@@ -97,13 +102,14 @@ def _stream(
 
     for block in track(blocks, description, unit="block"):
         stats = {
-            layer.name: LayerStats(requires, layer.in_features, layer.weight.device)
+            layer.name: LayerStats((*requires, InputPeak), layer.in_features, layer.weight.device)
             for layer in block.layers
             if replay.shared_inputs[layer.name] == layer.name
         }
         hooks = {name: _add_by_sequence(layer_stats, input_ids.shape[1]) for name, layer_stats in stats.items()}
         is_last = block is blocks[-1]
         run(block.index, hooks, keep=propagate == "dense" and not is_last)
+        _check_finite(model, {name: stats[name] for name in replay.in_call_order if name in stats})
         yield BlockInputs(
             block, tuple(LayerInputs(layer, stats[replay.shared_inputs[layer.name]]) for layer in block.layers)
         )
@@ -126,6 +132,22 @@ def _add_by_sequence(stats: LayerStats, seq_len: int) -> Hook:
                 stats.update(sequence)
 
     return add
+
+
+def _check_finite(model: PreTrainedModel, stats: dict[str, LayerStats]) -> None:
+    """Raise `RunError` at the first layer, in the order of the calls, whose inputs are not numbers, and say why."""
+    for name, layer_stats in stats.items():
+        if not (broken := layer_stats[InputPeak].broken):
+            continue
+        damaged = next((key for key, value in model.named_parameters() if not value.isfinite().all()), None)
+        dtype = str(model.dtype).removeprefix("torch.")
+        if damaged:
+            why = f"so does {damaged}: the checkpoint is damaged, get it anew"
+        elif dtype == "float32":
+            why = "no weight does: the model overflows even float32, so look for weights that are far too large"
+        else:
+            why = f"no weight does, so {dtype} overflowed: load the model in float32"
+        raise RunError(f"{broken} of the inputs of {name} hold NaN or infinity on the calibration data, and {why}")
 
 
 def _no_stats() -> LayerStats:

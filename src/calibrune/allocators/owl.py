@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Lt
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,8 +29,8 @@ class OWL:
 
     outlier: Annotated[float, Gt(0)] = 5.0
     """M: how many times the block's mean score makes an outlier."""
-    width: Annotated[float, Gt(0)] = 0.08
-    """Lambda: half the width of the band of densities."""
+    width: Annotated[float, Gt(0), Lt(0.5)] = 0.08
+    """Lambda: half the width of the band of densities, which must fit between 0 and 1."""
     n_m: Literal["mixed", "published", "strict"] = "mixed"
     """For N:M. mixed: an N of its own for each block, with the target's mean (the study's, whose Lambda is 2 and M is 6
     there); published: each N rounded by itself, as in the released code, which can miss the mean; strict: the target's

@@ -13,7 +13,7 @@ from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter, PerplexityFilter
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
-from calibrune.corpora.files import READERS, FileCorpus, check_is_file
+from calibrune.corpora.files import READERS, FileCorpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
@@ -182,7 +182,7 @@ def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
             f".safetensors with input_ids), nor a folder made by `calibrune calibrate`{nearest(source, SOURCES)}"
         )
     corpus = FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
-    check_is_file(path)
+    corpus.check()
     return corpus
 
 

@@ -55,13 +55,17 @@ class FileCorpus:
         Raises:
             CorpusError: the file is missing, damaged, not what its ending says, or has no text in it.
         """
-        found = number = 0
+        found = False
         for number, text in self.rows():
             if text and not text.isspace():
-                found += 1
+                found = True
                 yield Document(text, f"{self.path.name}:{number}")
         if not found:
-            raise CorpusError(f"{self.path} has no text in it: all of its {number} lines or rows are blank")
+            raise CorpusError(f"{self.path} has no text in it, it is empty or blank: name a file with documents")
+
+    def check(self) -> None:
+        """Raise the `CorpusError` of `documents`, as far as the first document tells it: before a model is loaded."""
+        next(self.documents())
 
     def rows(self) -> Iterator[tuple[int, str | None]]:
         """Yield (line or row from 1, text) of every row, empty texts too; None: a blank line, or null for a text.

@@ -75,9 +75,15 @@ def inverse_factor(hessian: Float[Tensor, "in in"], damping: float) -> InverseFa
     """Factorise the inverse of a Hessian whose dead inputs (zero diagonal) are made 1; `hessian` is used up.
 
     Raises:
-        RunError: not even the highest damping makes it positive definite.
+        RunError: it is not finite, or not even the highest damping makes it positive definite.
     """
     diagonal = hessian.diagonal()
+    if not diagonal.isfinite().all():
+        raise RunError(
+            f"the Hessian of {len(hessian)} inputs cannot be factorised: the activations hold NaN or infinity, or are "
+            f"too large to be squared; check the model in float32"
+        )
+    asked = damping
     diagonal[diagonal == 0] = 1
     original, mean = diagonal.clone(), diagonal.mean()
     while True:
@@ -91,8 +97,8 @@ def inverse_factor(hessian: Float[Tensor, "in in"], damping: float) -> InverseFa
             return InverseFactor(torch.linalg.solve_triangular(upper, eye, upper=True), damping)
         if damping * DAMPING_STEP > HIGHEST_DAMPING:
             raise RunError(
-                f"the Hessian of {len(hessian)} inputs cannot be factorised, not even with damping {damping:g}: the "
-                f"activations hold NaN or infinity; check the model in float32"
+                f"the Hessian of {len(hessian)} inputs cannot be factorised, tried with damping {asked:g} to "
+                f"{damping:g} times its mean diagonal; give more calibration data, or use a method without one (wanda)"
             )
         damping *= DAMPING_STEP
 

@@ -119,17 +119,25 @@ class Page:
         Raises:
             OutputError: the file cannot be written.
         """
-        html = self.html()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-                file.write(html)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
-        try:
-            # a temporary file is its owner's alone; a report is for others too
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except OSError as error:
-            Path(file.name).unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {error}") from error
+        write_whole(path, self.html().encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; an older one is replaced.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
+            file.write(content)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    try:
+        # a temporary file is its owner's alone; a report is for others too
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        Path(file.name).unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}") from error

@@ -5,6 +5,7 @@ differs in place as well.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from statistics import mean
 from textwrap import wrap
@@ -96,35 +97,60 @@ def layer_chart(rows: Sequence[tuple[int, str, float]], *, title: str = "", y_ti
         rows: index of the block, kind of the layer ("q_proj"), its sparsity in [0, 1]; strips stand in the order in
             which their kinds first appear.
     """
-    alt = import_extra("altair")
-    if not rows:
+    return layer_charts([LayerPanel(y_title, rows)], title=title)
+
+
+@dataclass(frozen=True)
+class LayerPanel:
+    """A number of every layer, to be drawn beside others."""
+
+    title: str
+    rows: Sequence[tuple[int, str, float]]
+    """As for `layer_chart`: index of the block, kind of the layer, a number of 0 or more."""
+    format: str = ".1%"
+    """Of the numbers on the axis, as D3 writes them."""
+
+
+def layer_charts(panels: Sequence[LayerPanel], *, title: str = "") -> str:
+    """Several numbers of every layer as SVG: panels side by side, each as in `layer_chart`.
+
+    A point is a layer. Where a kind has several in one block (experts), the line goes through their mean.
+    """
+    if not panels or not all(panel.rows for panel in panels):
         raise ConfigError("a chart of layers needs at least one layer")
-    blocks, kinds, values = zip(*rows, strict=True)
-    # room above and below: all values may be the same
-    low, high = max(0.0, min(values) - 0.05), min(1.0, max(values) + 0.05)
-    extremes = [min(values), max(values)] if max(values) - min(values) > 0.02 else [mean(values)]
-    percent = alt.Axis(format=".1%", values=extremes)
+    alt, width = import_extra("altair"), WIDTH if len(panels) == 1 else WIDTH * 3 // 5
+    charts = [_strips(panel, width, named=panel is panels[0]) for panel in panels]
+    return _svg(charts[0] if len(charts) == 1 else alt.hconcat(*charts, spacing=28), title)
+
+
+def _strips(panel: LayerPanel, width: int, *, named: bool) -> Any:
+    alt = import_extra("altair")
+    blocks, kinds, values = zip(*panel.rows, strict=True)
+    # room for half a label above and below; where all are nearly the same, no noise is blown up to fill the strip
+    least, most = min(values), max(values)
+    differ = most - least > 0.04 * most
+    room = 0.25 * (most - least) if differ else 0.1 * most or 0.05
+    axis = alt.Axis(format=panel.format, values=[least, most] if differ else [mean(values)])
     strip_names = {
         "labelAngle": 0, "labelAlign": "left", "labelPadding": 14, "labelColor": INK, "labelFontSize": 12,
-        "titleColor": INK, "titleFontSize": 12, "titleFontWeight": "normal",
+        "titleColor": INK, "titleFontSize": 12, "titleFontWeight": "normal", "labels": named,
     }  # fmt: skip
-    base = alt.Chart(width=WIDTH, height=38).encode(
+    base = alt.Chart(width=width, height=38).encode(
         x=alt.X("block:Q", title="block", scale=alt.Scale(domain=[min(blocks) - 0.6, max(blocks) + 0.6], nice=False))
         .axis(tickMinStep=1, format="d", tickCount=min(16, max(blocks) - min(blocks) + 1)),
-        y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[low, high], nice=False), axis=percent),
     )  # fmt: skip
-    chart = (
+    scale = {"scale": alt.Scale(domain=[least - room, most + room], nice=False), "axis": axis, "title": None}
+    return (
         alt.layer(
-            base.mark_line(color=BLUE, strokeWidth=1, opacity=0.35),
-            base.mark_point(color=BLUE, filled=True, size=26, opacity=1),
-            data=alt.Data(values=[{"block": b, "kind": k, "value": v} for b, k, v in rows]),
+            base.mark_line(color=BLUE, strokeWidth=1, opacity=0.35).encode(y=alt.Y("mean(value):Q", **scale)),
+            base.mark_point(color=BLUE, filled=True, size=26, opacity=1).encode(y=alt.Y("value:Q", **scale)),
+            data=alt.Data(values=[{"block": b, "kind": k, "value": v} for b, k, v in panel.rows]),
         )
         .facet(
-            row=alt.Row("kind:N", sort=list(dict.fromkeys(kinds)), title=y_title, header=alt.Header(**strip_names)),
+            row=alt.Row("kind:N", sort=list(dict.fromkeys(kinds)), title=panel.title, header=alt.Header(**strip_names)),
             spacing=10,
         )
     )  # fmt: skip
-    return _svg(chart, title)
 
 
 def histogram(

@@ -3,13 +3,13 @@
 import json
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import median
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from calibrune.evaluation.score import Score
-from calibrune.patterns import SemiStructured, Unstructured, parse_pattern
-from calibrune.report.tables import Cell, Table
+from calibrune.patterns import Unstructured, parse_pattern, percent
+from calibrune.report.layers import Layer, by_kind, one_by_one, remarks, worst
+from calibrune.report.tables import Table
 
 WIDEST = 110
 """Lines longer than this are hard to read, however wide the terminal."""
@@ -29,8 +29,8 @@ def set_text(manifest: Mapping[str, Any]) -> str:
     return "\n".join([head, *_named(about)])
 
 
-def checkpoint_text(manifest: Mapping[str, Any]) -> str:
-    """A pruned model: what was asked, what came of it, on which data, and a row for every kind of layer."""
+def checkpoint_text(manifest: Mapping[str, Any], *, every_layer: bool = False) -> str:
+    """A pruned model: what was asked, what came of it, on which data, and its layers by kind or one by one."""
     request, report, calibration = manifest["request"], manifest["report"], manifest["calibration"]
     settings = {key: value for key, value in request["pruner"].items() if key != "name"}
     about = {
@@ -38,16 +38,16 @@ def checkpoint_text(manifest: Mapping[str, Any]) -> str:
         "zeros": f"{report['sparsity']:.2%} of the weights of {len(report['layers'])} layers, which are "
         f"{report['coverage']:.1%} of the model{_rounding(report['layers'])}",
         "calibration": _calibration(calibration),
-        **_experts(report["layers"]),
+        **remarks(report["layers"]),
         "allocation": f"{_facts(request['allocation'], first='name')}; propagation {request['propagate']}",
         "took": f"{report['seconds']:.0f} s for the pruning",
     }
-    head = f"{request['model']['name']}, pruned to {_percent(request['pattern'])} (run {manifest['key']})"
-    return "\n".join([head, *_named(about), "", _layers(report["layers"]).text()])
+    head = f"{request['model']['name']}, pruned to {percent(request['pattern'])} (run {manifest['key']})"
+    return "\n".join([head, *_named(about), *_layers(report["layers"], every_layer)])
 
 
-def model_text(found: Mapping[str, Any]) -> str:
-    """A model: its size, what of it can be pruned, and a row for every kind of layer."""
+def model_text(found: Mapping[str, Any], *, every_layer: bool = False) -> str:
+    """A model: its size, what of it can be pruned, and its layers by kind or one by one."""
     context = found["context_length"]
     about = {
         "parameters": f"{found['parameters']:,} in {found['dtype']}",
@@ -57,7 +57,7 @@ def model_text(found: Mapping[str, Any]) -> str:
         "vocabulary": f"{found['vocab_size']:,} tokens",
     }
     head = f"{found['source']['name']} ({found['architecture']})"
-    return "\n".join([head, *_named(about), "", _layers(found["layers"]).text()])
+    return "\n".join([head, *_named(about), *_layers(found["layers"], every_layer)])
 
 
 def _not_covered(found: Mapping[str, Any]) -> dict[str, str]:
@@ -116,74 +116,27 @@ def _sequences(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens"
 
 
-def _layers(layers: Iterable[Mapping[str, Any]]) -> Table:
-    """One row for every kind of layer (q_proj, ...) and shape, over all blocks."""
-    kinds: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
-    for layer in layers:
-        kinds.setdefault((layer["name"].rsplit(".", 1)[-1], *layer["shape"]), []).append(layer)
-    columns = ["layer", "count", "out x in", "pruned", "zeros", "output error"]
-    rows: list[list[Cell]] = []
-    for (kind, n_out, n_in), group in kinds.items():
-        asked = {_asked(layer) for layer in group}
-        errors = [layer["output_error"] for layer in group if layer.get("output_error") is not None]
-        rows.append(
-            [
-                kind,
-                str(len(group)),
-                f"{n_out} x {n_in}",
-                asked.pop() if len(asked) == 1 else "by block",
-                _range([layer["sparsity"] for layer in group]),
-                f"{median(errors):.3f}" if errors else None,
-            ]
-        )
-    # a model that is only looked at has nothing pruned, magnitude no inputs to measure an error on
-    shown = [i for i in range(len(columns)) if any(row[i] not in ("", None) for row in rows)]
-    return Table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+def _layers(layers: Sequence[Layer], every_layer: bool) -> list[str]:
+    """A table of kinds, and one of the layers that lost most of their output; or one of all layers."""
+    if every_layer:
+        return ["", one_by_one(layers).text()]
+    shown = ["", by_kind(layers).text()]
+    if (most := worst(layers)) and len(most) < len(layers):
+        shown += ["", f"the {len(most)} of {len(layers)} layers whose output changed most (--layers shows all):"]
+        shown += ["", one_by_one(most).text()]
+    return shown
 
 
-def _experts(layers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """How many of the experts' matrices saw too few tokens for the method."""
-    fell_back = [layer for layer in layers if layer.get("fallback")]
-    if not fell_back:
-        return {}
-    fewest = min(layer["tokens"] for layer in fell_back)
-    return {
-        "experts": f"{len(fell_back)} matrices saw too few tokens (down to {fewest}) and were pruned by magnitude "
-        "within rows; more calibration data helps"
-    }
-
-
-def _asked(layer: Mapping[str, Any]) -> str:
-    """What went, in whole weights: 60% of a row of 576 is 345.6, so 345."""
-    if "asked" not in layer:
-        return ""
-    (n_out, n_in), pattern = layer["shape"], parse_pattern(layer["asked"])
-    if isinstance(pattern, SemiStructured):
-        return f"{pattern.m - pattern.n} of every {pattern.m}"
-    in_rows = layer["pruned"] == n_out * pattern.n_pruned(n_in)
-    return f"{layer['pruned'] // n_out:,} of {n_in:,} a row" if in_rows else f"{layer['pruned']:,} in all"
-
-
-def _rounding(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Why a layer has fewer zeros than were asked for, by the first that has."""
-    for layer in layers:
+def _rounding(layers: Sequence[Layer]) -> str:
+    """Why a layer has fewer zeros than were asked for, by the first that has; where all were asked for the same."""
+    for layer in layers if len({layer["asked"] for layer in layers}) == 1 else ():
         (n_out, n_in), pattern = layer["shape"], parse_pattern(layer["asked"])
         if isinstance(pattern, Unstructured) and layer["pruned"] == n_out * pattern.n_pruned(n_in):
             exact = pattern.sparsity * n_in
             if not exact.is_integer():
-                asked = f"{_percent(layer['asked'])} of {n_in:,} is {exact:,.1f}"
+                asked = f"{percent(layer['asked'])} of {n_in:,} is {exact:,.1f}"
                 return f" (rounded down in each row: {asked}, so {pattern.n_pruned(n_in):,} go)"
     return ""
-
-
-def _range(values: Sequence[float]) -> str:
-    least, most = f"{min(values):.2%}", f"{max(values):.2%}"
-    return least if least == most else f"{least} to {most}"
-
-
-def _percent(pattern: str) -> str:
-    read = parse_pattern(pattern)
-    return f"{100 * read.sparsity:.10g}%" if isinstance(read, Unstructured) else str(read)
 
 
 def _facts(facts: Mapping[str, Any], first: str = "kind") -> str:
