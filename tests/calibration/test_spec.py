@@ -72,6 +72,14 @@ def test_a_spec_without_a_source_is_an_error(spec):
         parse_spec(spec)
 
 
+def test_a_name_wins_over_a_file_that_is_called_so(here, lm):
+    Path("c4").mkdir()
+    CalibrationSet.from_ids(random_ids(8, 16)).save("c4")
+    with pytest.raises(CalibruneError, match="'allenai/c4' cannot be read"):
+        build_calibration("c4", lm)
+    assert build_calibration("./c4", lm).n_samples == 8
+
+
 def test_a_value_that_is_no_yaml_is_an_error():
     with pytest.raises(ConfigError, match=r"an option of 'selfgen:prompts=\[bos' cannot be read"):
         parse_spec("selfgen:prompts=[bos")
@@ -156,7 +164,12 @@ def test_128_samples_unless_told_otherwise(here, lm):
 
 BAD = {
     "selfgn": "no calibration source 'selfgn'.*; did you mean 'selfgen'",
-    "c5": "no calibration source 'c5'.*; choose one of: random, selfgen",
+    "c5": "no calibration source 'c5'.*; choose one of: alpaca, c4, dclm",
+    "c4:text_feld=body": "the source 'c4' has no option 'text_feld'; did you mean 'text_field'",
+    "c4:dataset=org/other": "the source 'c4' has no option 'dataset'",
+    "hub/org/web:scan=0": "scan cannot be 0",
+    "wikitext2": "'Salesforce/wikitext' cannot be read: the hub cannot be reached",
+    "selfgen:prompts=dclm": "'mlfoundations/dclm-baseline-1.0' cannot be read: the hub cannot be reached",
     "selfgen:temprature=1": "the source 'selfgen' has no option 'temprature'; did you mean 'temperature'",
     "selfgen:text_field=body": "has no option 'text_field'",
     "selfgen:model=1": "has no option 'model'",

@@ -15,6 +15,8 @@ from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.files import READERS, FileCorpus, check_is_file
 from calibrune.corpora.generated import SelfGeneration
+from calibrune.corpora.hub import HubCorpus
+from calibrune.corpora.named import NAMED, OPTIONS, hub_settings
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
@@ -25,7 +27,7 @@ SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
     "random": "uniformly random tokens: the control that carries no language",
 }
-"""Named sources; files, folders and token files are given by their path."""
+"""Sources that need no text of anybody's; those of the hub are in `NAMED`; files and folders are given by path."""
 
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 2048
 
@@ -39,7 +41,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     # a colon begins an option only where a name and an equals sign follow: C:\\texts is a path
     source, *options = re.split(r":(?=[a-z_]+=)", spec)
     if not source.strip():
-        raise ConfigError(f"{spec!r} names no source; give one of {', '.join(SOURCES)}, or a file or folder")
+        raise ConfigError(f"{spec!r} names no source; give one of {', '.join((*SOURCES, *NAMED))}, or a file or folder")
     if "," in source and not Path(source).exists():
         raise ConfigError(f"{spec!r} names several sources; this version takes one: give a single source or file")
     try:
@@ -58,7 +60,8 @@ def build_calibration(
 
     Args:
         spec: a folder made by `calibrate`; a `.safetensors` with integer `input_ids`; a file of documents; `selfgen`;
-            `random`. Options follow as `:key=value`.
+            `random`; a dataset of the hub by its name in `NAMED`, or `hub/OWNER/NAME`. Options follow as `:key=value`.
+            A name wins over a file that is called so: write `./c4` for that.
         lm: the model that is to be calibrated.
         n_samples: sequences; 128 for text, all that there are for tokens.
         seq_len: tokens in a sequence; 2048 for text (less where the model's context is shorter), else what it is.
@@ -79,7 +82,7 @@ def prepare_calibration(
     """
     source, options = parse_spec(spec)
     path = Path(source).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
+    if hub_settings(source) is None and (path.is_dir() or path.suffix == ".safetensors"):
         tokens = _tokens(path, options, n_samples, seq_len)
         return lambda lm: _fitting(tokens, lm)
     recipe = _recipe(source, path, options, n_samples, seq_len, seed)
@@ -124,7 +127,7 @@ def _recipe(
     elif source == "random":
         corpus = _random_tokens(seed)
     else:
-        corpus = _always(_file(source, path, options))
+        corpus = _always(_text(source, path, options))
     if options:
         wrong, known = next(iter(options)), [name for group in options_of(source).values() for name in group]
         raise ConfigError(
@@ -162,12 +165,13 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     prompts = own.get("prompts", "random")
     if prompts not in ("bos", "random"):
         path = Path(str(prompts)).expanduser()
-        if not path.exists() and not any(ending in path.name for ending in READERS):
+        is_named = hub_settings(str(prompts)) is not None
+        if not is_named and not path.exists() and not any(ending in path.name for ending in READERS):
             raise ConfigError(
-                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random'))}; or give the path of "
-                f"a file of documents ({', '.join(READERS)})"
+                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random', *NAMED))}; or give the "
+                f"path of a file of documents ({', '.join(READERS)})"
             )
-        own["prompts"] = _file(str(prompts), path, {})
+        own["prompts"] = _text(str(prompts), path, {})
 
     def corpus(lm: LanguageModel, seq_len: int) -> Corpus:
         return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
@@ -175,11 +179,25 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     return corpus
 
 
+def _text(source: str, path: Path, options: dict[str, Any]) -> Corpus:
+    """The hub's dataset of this name, else the file; its rows are fetched, or it is checked that it is there."""
+    if (preset := hub_settings(source)) is not None:
+        given = {name: options.pop(name) for name in OPTIONS if name in options}
+        # another column is asked for by name: then no template stands before it
+        own = {"template": ""} if "text_field" in given else {}
+        hub = HubCorpus(**(preset | own | given))
+        if not options:
+            _ = hub.kept
+        return hub
+    return _file(source, path, options)
+
+
 def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
     if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
             f"there is no calibration source {source!r}, and no such file ({', '.join(READERS)}, packed or not, or a "
-            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`{nearest(source, SOURCES)}"
+            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`"
+            f"{nearest(source, (*SOURCES, *NAMED))}"
         )
     corpus = FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
     check_is_file(path)
@@ -203,4 +221,7 @@ def options_of(source: str) -> dict[str, dict[str, Any]]:
         # of a generated text there is no more use than of a whole sequence
         writing["max_new_tokens"] = "the sequence length"
         return {"writing": writing, "sampling": defaults(Sampling), "filter": defaults(PerplexityFilter)} | windows
+    if (preset := hub_settings(source)) is not None:
+        plain = defaults(HubCorpus, without=("name", "licence", "instead"))
+        return {"dataset": {name: preset.get(name, default) for name, default in plain.items()}} | windows
     return windows if source == "random" else {"file": defaults(FileCorpus, without=("path", "name"))} | windows
