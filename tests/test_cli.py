@@ -350,7 +350,7 @@ BAD_REQUESTS = [
     ((*NOBODY, "--calibration", "selfgen:temprature=1"), "did you mean 'temperature'?"),
     ((*NOBODY, "--calibration", "selfgen:temperature=-1"), "-1"),
     ((*NOBODY, "--calibration", "selfgen:prompts=gone.jsonl"), "gone.jsonl"),
-    ((*NOBODY, "--calibration", "texts.jsonl,short.jsonl"), "several sources"),
+    ((*NOBODY, "--calibration", "texts.jsonl:weight=0,random"), "the weight of"),
     ((*NOBODY, "--allocation", "unfirom"), "did you mean 'uniform'?"),
     ((*NOBODY, "--propagate", "both"), "propagate cannot be 'both'; choose one of: dense, pruned"),
     ((*NOBODY, "--device", "abacus"), "abacus"),
