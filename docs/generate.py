@@ -16,7 +16,12 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 
-PAGES = {"methods": "methods.md", "allocators": "allocations.md", "commands": "commands.md"}
+PAGES = {
+    "methods": "methods.md",
+    "allocators": "allocations.md",
+    "sources": "calibration.md",
+    "commands": "commands.md",
+}
 """The page that each table is printed into."""
 
 
@@ -32,6 +37,16 @@ def settings_table(kinds: Mapping[str, type]) -> str:
             raise DocsError(f"{name!r} is no dataclass, so its settings are not known: {kind!r}")
         said = ", ".join(f"`{setting}`" for setting in _settings(kind)) or "none"
         lines.append(f"| `{name}` | {_cell(_summary(name, kind))} | {_cell(said)} |")
+    return "\n".join(lines)
+
+
+def sources_table(named: Mapping[str, Any]) -> str:
+    """A table of the named sources of the hub, as Markdown."""
+    lines = ["| name | dataset | what to know | licence |", "| --- | --- | --- | --- |"]
+    for name, source in named.items():
+        corpus = source.corpus
+        dataset = f"`{corpus.dataset}`" + (f", {corpus.config}" if corpus.config else "")
+        lines.append(f"| `{name}` | {dataset} | {_cell(source.note)} | {_cell(corpus.licence)} |")
     return "\n".join(lines)
 
 
@@ -77,11 +92,13 @@ def texts_from_code() -> dict[str, str]:
 
     from calibrune.allocators import ALLOCATORS
     from calibrune.cli import app
+    from calibrune.corpora.named import NAMED
     from calibrune.pruners import PRUNERS
 
     return {
         "methods": settings_table(PRUNERS),
         "allocators": settings_table(ALLOCATORS),
+        "sources": sources_table(NAMED),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
     }
 

@@ -129,7 +129,7 @@ def test_the_options_of_a_file(here, lm):
     spec = "lines.jsonl:text_field=body:windows=long_documents:bos=window"
     made = build_calibration(spec, lm, n_samples=4, seq_len=16)
     assert made.manifest["source"]["text_field"] == "body"
-    assert made.manifest["windows"] == {"policy": "long_documents", "bos": "window"}
+    assert made.manifest["windows"] == {"policy": "long_documents", "bos": "window", "eos": "policy"}
     assert set(made.input_ids[:, 0].tolist()) == {0}
     assert "other" in lm.tokenizer.decode(made.input_ids[0])
 
@@ -210,6 +210,7 @@ BAD = {
     "selfgen:among=null": "their number is needed: add n_texts",
     "selfgen:n_texts=1": "give only",
     "random:prompts=bos": "the source 'random' has no option 'prompts'",
+    "random:eos=never": "eos cannot be 'never'",
     "random:windows=pakced": "policy cannot be 'pakced'",
     "lines.jsonl:text_feld=body": "has no option 'text_feld'; did you mean 'text_field'",
     "lines.jsonl:text_field=nope": "no field 'nope'",

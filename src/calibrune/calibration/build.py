@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
 from calibrune.calibration.filters import Filter
 from calibrune.calibration.mixture import Mixture
-from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Windows, cut_windows
+from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
 from calibrune.corpora.document import Corpus, Document
 from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
@@ -81,13 +81,14 @@ def build(
     manifest = {
         **record,
         "tokenizer": describe_tokenizer(tokenizer),
+        "special_tokens": _special_tokens(tokenizer, recipe.windows, drawn.cut),
         **drawn.facts,
         "document_ids": drawn.cut.document_ids,
         "text_sha256": drawn.text_sha256,
         "versions": {package: _version(package) for package in ("calibrune", "transformers", "tokenizers", "torch")},
     }
     # through JSON, so that what is held equals what is loaded
-    built = CalibrationSet(drawn.cut.input_ids, json.loads(json.dumps(manifest)))
+    built = CalibrationSet(drawn.cut.input_ids, json.loads(json.dumps(manifest)), drawn.cut.attention_mask)
     built.check_fits(vocab_size)
     return built
 
@@ -138,9 +139,13 @@ def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
     dealt = {i: iter(range(turns.count(i))) for i in parts}
     # files of one name can be in several parts, so an id alone is not enough
     places = [(i, mixture.names[i], next(dealt[i])) for i in turns]
+    masks = {i: one.cut.attention_mask for i, one in parts.items()}
+    full = torch.ones(recipe.seq_len, dtype=torch.bool)
+    mask = torch.stack([full if (found := masks[i]) is None else found[row] for i, _, row in places])
     cut = CutWindows(
         torch.stack([parts[i].cut.input_ids[row] for i, _, row in places]),
         tuple(tuple(f"{name}/{of}" for of in parts[i].cut.document_ids[row]) for i, name, row in places),
+        None if mask.all() else mask,
     )
     hashes = {f"{mixture.names[i]}/{of}": text for i, one in parts.items() for of, text in one.text_sha256.items()}
     dropped = sum((Counter(one.facts["dropped"]) for one in parts.values()), Counter[str]())
@@ -161,6 +166,22 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "eos_token_id": frame.eos,
         "adds_before": list(frame.before),
         "adds_after": list(frame.after),
+    }
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: CutWindows) -> dict[str, Any]:
+    """Where BOS and EOS were put, and in how many samples they are."""
+    frame = Frame.of(tokenizer)
+    placed = Placed.of(frame, windows)
+    begin = 0 if frame.bos is None else int((cut.input_ids[:, 0] == frame.bos).sum())
+    return {
+        "before_document": list(placed.before),
+        "after_document": list(placed.after),
+        "window_begins": placed.window_begins,
+        "eos": windows.eos_of_policy,
+        "tokenizer_adds_bos": frame.bos is not None and frame.bos in frame.before,
+        "tokenizer_adds_eos": frame.eos is not None and frame.eos in frame.after,
+        "samples_that_begin_with_bos": begin,
     }
 
 

@@ -113,7 +113,8 @@ def _calibration(manifest: Mapping[str, Any] | None) -> str:
 
 
 def _sequences(manifest: Mapping[str, Any]) -> str:
-    return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens"
+    padded = f" ({manifest['real_tokens']:,} real ones, the rest is padding)" if "real_tokens" in manifest else ""
+    return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens{padded}"
 
 
 def _layers(layers: Iterable[Mapping[str, Any]]) -> Table:
