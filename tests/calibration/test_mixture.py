@@ -11,6 +11,7 @@ from in_memory import InMemory
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.filters import LengthFilter
 from calibrune.calibration.mixture import Mixture, Part
+from calibrune.calibration.windows import Windows
 from calibrune.errors import CalibrationError, ConfigError
 
 A, B = (InMemory(*(letter * 12 for _ in range(60)), name=name) for letter, name in (("a", "one"), ("b", "two")))
@@ -70,6 +71,15 @@ def test_a_part_has_filters_of_its_own(tokenizer):
     assert by_name["short"]["dropped"] == made.dropped
     assert sum(made.dropped.values()) > 0
     assert made.manifest["source"]["parts"][1]["filters"] == [{"kind": "LengthFilter", "min_chars": 10}]
+
+
+def test_padded_and_full_samples_can_be_mixed(tokenizer):
+    short = InMemory(*("c" * 3 for _ in range(9)), name="short")
+    how = Windows(policy="one_per_document")
+    mixed = CalibrationRecipe(corpus=Mixture(parts=((A, 1), (short, 1))), windows=how, n_samples=4, seq_len=8)
+    made = build(mixed, tokenizer)
+    assert made.attention_mask.sum(dim=1).tolist() == [8, 4, 8, 4]
+    assert made.manifest["real_tokens"] == 24
 
 
 def test_two_parts_of_one_name_are_told_apart(tokenizer):

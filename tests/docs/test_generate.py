@@ -15,7 +15,7 @@ spec = importlib.util.spec_from_file_location("generate", Path(__file__).resolve
 generate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate)
 
-TABLES = {"methods": "| wanda |", "allocators": "| owl |", "commands": "### prune"}
+TABLES = {"methods": "| wanda |", "allocators": "| owl |", "sources": "| c4 |", "commands": "### prune"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,10 @@ def test_an_option_or_a_command_without_help_is_an_error():
 
 def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(docs, capsys):
     assert generate.main(["--check"], TABLES, docs) == 1
-    assert "out of date: methods.md, allocations.md, commands.md; run: make docs" in capsys.readouterr().err
+    assert (
+        "out of date: methods.md, allocations.md, calibration.md, commands.md; run: make docs"
+        in capsys.readouterr().err
+    )
     assert "wanda" not in (docs / "methods.md").read_text()
     assert generate.main([], TABLES, docs) == 0
     assert (docs / "methods.md").read_text() == (
@@ -126,6 +129,15 @@ def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(docs, capsys):
     )
     assert generate.main(["--check"], TABLES, docs) == 0
     assert generate.main([], TABLES, docs) == 0
+
+
+def test_the_table_of_sources_has_the_licence_of_each():
+    from calibrune.corpora.named import NAMED
+
+    rows = generate.sources_table(NAMED).splitlines()[2:]
+    assert len(rows) == len(NAMED)
+    assert rows[0].startswith("| `c4` | `allenai/c4`, en | ")
+    assert all(source.corpus.licence in row for source, row in zip(NAMED.values(), rows, strict=True))
 
 
 def test_a_changed_default_is_shown_as_a_difference(docs, capsys):
@@ -162,9 +174,14 @@ def test_what_is_wrong_with_a_page_is_an_error_and_nothing_is_written(docs, caps
 
 
 def test_a_table_without_a_page_is_an_error(docs, capsys):
-    assert generate.main([], {**TABLES, "sources": "| c4 |"}, docs) == 1
+    assert generate.main([], {**TABLES, "models": "| llama |"}, docs) == 1
     assert "there are texts for" in capsys.readouterr().err
 
 
 def test_our_pages_have_their_markers():
-    assert [path.name for path, _ in generate.pages(TABLES)] == ["methods.md", "allocations.md", "commands.md"]
+    assert [path.name for path, _ in generate.pages(TABLES)] == [
+        "methods.md",
+        "allocations.md",
+        "calibration.md",
+        "commands.md",
+    ]
