@@ -23,6 +23,7 @@ PAGES = {
     "fidelity": "docs/methods.md",
     "allocators": "docs/allocations.md",
     "allocations measured": "docs/allocations.md",
+    "sources": "docs/calibration.md",
     "commands": "docs/commands.md",
     "architectures": "README.md",
 }
@@ -47,6 +48,16 @@ def settings_table(kinds: Mapping[str, type]) -> str:
             raise DocsError(f"{name!r} is no dataclass, so its settings are not known: {kind!r}")
         said = ", ".join(f"`{setting}`" for setting in _settings(kind)) or "none"
         lines.append(f"| `{name}` | {_cell(_summary(name, kind))} | {_cell(said)} |")
+    return "\n".join(lines)
+
+
+def sources_table(named: Mapping[str, Any]) -> str:
+    """A table of the named sources of the hub, as Markdown."""
+    lines = ["| name | dataset | what to know | licence |", "| --- | --- | --- | --- |"]
+    for name, source in named.items():
+        corpus = source.corpus
+        dataset = f"`{corpus.dataset}`" + (f", {corpus.config}" if corpus.config else "")
+        lines.append(f"| `{name}` | {dataset} | {_cell(source.note)} | {_cell(corpus.licence)} |")
     return "\n".join(lines)
 
 
@@ -111,6 +122,7 @@ def texts_from_code() -> dict[str, str]:
 
     from calibrune.allocators import ALLOCATORS
     from calibrune.cli import app
+    from calibrune.corpora.named import NAMED
     from calibrune.pruners import PRUNERS
 
     measured = _loaded(MEASURED)
@@ -120,6 +132,7 @@ def texts_from_code() -> dict[str, str]:
         "fidelity": measured.fidelity_table(),
         "allocators": settings_table(ALLOCATORS),
         "allocations measured": measured.allocations_table(),
+        "sources": sources_table(NAMED),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
         "architectures": architectures_table(_test_models()),
     }

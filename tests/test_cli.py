@@ -392,7 +392,7 @@ BAD_REQUESTS = [
     ((*NOBODY, "--calibration", "selfgen:temprature=1"), "did you mean 'temperature'?"),
     ((*NOBODY, "--calibration", "selfgen:temperature=-1"), "-1"),
     ((*NOBODY, "--calibration", "selfgen:prompts=gone.jsonl"), "gone.jsonl"),
-    ((*NOBODY, "--calibration", "texts.jsonl,short.jsonl"), "several sources"),
+    ((*NOBODY, "--calibration", "texts.jsonl:weight=0,random"), "the weight of"),
     ((*NOBODY, "--method", "sparsegtp"), "did you mean 'sparsegpt'?"),
     ((*NOBODY, "--min-expert-tokens", "-1"), "--min-expert-tokens"),
     ((*NOBODY, "--allocation", "owl:width=0.5"), "less than 0.5"),

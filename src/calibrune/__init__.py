@@ -14,8 +14,10 @@ _EXPORTS = {
     "CalibrationSet": "calibrune.calibration.calibration_set",
     "CalibruneError": "calibrune.errors",
     "FileCorpus": "calibrune.corpora.files",
+    "HubCorpus": "calibrune.corpora.hub",
     "LanguageModel": "calibrune.lm.loading",
     "Magnitude": "calibrune.pruners",
+    "Mixture": "calibrune.calibration.mixture",
     "PerplexityFilter": "calibrune.calibration.filters",
     "PruneReport": "calibrune.prune",
     "Sampling": "calibrune.lm.generation",
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
     from calibrune.calibration.build import CalibrationRecipe
     from calibrune.calibration.calibration_set import CalibrationSet
     from calibrune.calibration.filters import PerplexityFilter
+    from calibrune.calibration.mixture import Mixture
     from calibrune.calibration.spec import build_calibration
     from calibrune.calibration.windows import Windows
     from calibrune.corpora.files import FileCorpus
     from calibrune.corpora.generated import SelfGeneration
+    from calibrune.corpora.hub import HubCorpus
     from calibrune.errors import CalibruneError
     from calibrune.evaluation.perplexity import TextPerplexity, WindowPerplexity
     from calibrune.lm.generation import Sampling
@@ -54,8 +58,10 @@ __all__ = [
     "CalibrationSet",
     "CalibruneError",
     "FileCorpus",
+    "HubCorpus",
     "LanguageModel",
     "Magnitude",
+    "Mixture",
     "PerplexityFilter",
     "PruneReport",
     "Sampling",

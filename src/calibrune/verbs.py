@@ -9,6 +9,7 @@ from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import SOURCES, options_of, parse_spec, prepare_calibration
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
+from calibrune.corpora.named import NAMED
 from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
@@ -197,7 +198,14 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         return {name: _described(kind) for name, kind in ALLOCATORS.items()}
     if what == "sources":
         named = {name: {"summary": summary, "options": options_of(name)} for name, summary in SOURCES.items()}
+        for name, source in NAMED.items():
+            summary = f"{source.corpus.dataset} on the hub: {source.note}. Licence: {source.corpus.licence}"
+            named[name] = {"summary": summary, "licence": source.corpus.licence, "options": options_of(name)}
         return named | {
+            "hub/OWNER/NAME": {
+                "summary": "any other dataset of the hub. Licence: see its card",
+                "options": options_of("hub/OWNER/NAME"),
+            },
             "FILE": {
                 "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
                 "options": options_of("FILE"),

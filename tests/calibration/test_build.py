@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from calibrune.calibration import build as module
 from calibrune.calibration.build import CalibrationRecipe, build, describe_tokenizer
@@ -61,7 +62,7 @@ def test_the_record_has_everything_that_can_change_a_token(corpus, tokenizer):
     assert manifest == json.loads(json.dumps(manifest))
     assert manifest["source"] == {"kind": "memory", "name": "toy", "rows": 28}
     assert manifest["filters"] == [{"kind": "LengthFilter", "min_chars": 4}]
-    assert manifest["windows"] == {"policy": "packed", "bos": "document"}
+    assert manifest["windows"] == {"policy": "packed", "bos": "document", "eos": "policy"}
     assert (manifest["n_samples"], manifest["seq_len"], manifest["seed"]) == (4, 8, 7)
     assert manifest["sampler"] == "keyed-hash-1"
     assert manifest["tokenizer"] | {"sha256": None} == {
@@ -165,3 +166,34 @@ def test_real_text_gives_sets_of_its_own_for_each_seed(tokenizer, policy):
         of = CalibrationRecipe(corpus=fineweb, windows=Windows(policy=policy), n_samples=16, seq_len=512, seed=seed)
         fingerprints.add(build(of, tokenizer).fingerprint)
     assert len(fingerprints) == 2
+
+
+def test_short_texts_are_samples_with_a_mask_and_a_smaller_set_is_a_part_of_a_larger(in_memory, tokenizer):
+    short = in_memory(*("ab" * (1 + i % 5) for i in range(20)))
+    how = Windows(policy="one_per_document", eos="document")
+    made, half = (
+        build(CalibrationRecipe(corpus=short, windows=how, n_samples=n, seq_len=8), tokenizer) for n in (16, 8)
+    )
+    assert made.take(8).fingerprint == half.fingerprint
+    assert torch.equal(made.take(8).attention_mask, half.attention_mask)
+    assert made.manifest["real_tokens"] == int(made.attention_mask.sum()) < made.input_ids.numel()
+    assert half.manifest["real_tokens"] == made.take(8).manifest["real_tokens"]
+
+
+def test_where_bos_and_eos_were_put_is_recorded(in_memory, tokenizer, make_tokenizer):
+    corpus = in_memory(*("abcdefgh" for _ in range(9)))
+    options = {"corpus": corpus, "n_samples": 4, "seq_len": 8}
+    said = build(CalibrationRecipe(**options), tokenizer).manifest["special_tokens"]
+    assert said == {
+        "before_document": [0],
+        "after_document": [1],
+        "window_begins": None,
+        "eos": "document",
+        "tokenizer_adds_bos": True,
+        "tokenizer_adds_eos": False,
+        "samples_that_begin_with_bos": 1,
+    }
+    asked = CalibrationRecipe(**options, windows=Windows(bos="window", eos="none"))
+    said = build(asked, make_tokenizer(adds="$A")).manifest["special_tokens"]
+    assert (said["before_document"], said["after_document"], said["window_begins"]) == ([], [], 0)
+    assert (said["tokenizer_adds_bos"], said["samples_that_begin_with_bos"]) == (False, 4)

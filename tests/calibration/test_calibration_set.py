@@ -194,3 +194,57 @@ def test_an_unfinished_or_foreign_folder_is_not_loaded(tmp_path):
     (folder / "calibration.safetensors").unlink()
     with pytest.raises(CalibrationError, match="holds no calibration set"):
         CalibrationSet.load(folder)
+
+
+MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
+
+
+def padded(mask=MASK, ids=IDS) -> CalibrationSet:
+    return CalibrationSet.from_ids(ids, mask)
+
+
+def test_a_padded_set_is_saved_and_loaded_with_its_mask(tmp_path):
+    loaded = CalibrationSet.load(saved(tmp_path / "set", padded()))
+    assert torch.equal(loaded.attention_mask, MASK.bool())
+    assert loaded.fingerprint == padded().fingerprint
+    assert loaded.manifest["real_tokens"] == 5
+    path = tmp_path / "own.safetensors"
+    save_file({"input_ids": IDS, "attention_mask": MASK}, path)
+    assert CalibrationSet.from_safetensors(path).fingerprint == padded().fingerprint
+
+
+def test_the_fingerprint_knows_what_is_padding_but_not_what_pads():
+    assert padded().fingerprint != own().fingerprint
+    other = IDS.clone()
+    other[0, 2] = 99
+    assert padded(ids=other).fingerprint == padded().fingerprint
+    assert padded(mask=torch.ones(2, 3)).fingerprint == own().fingerprint
+    assert padded(mask=torch.ones(2, 3)).attention_mask is None
+
+
+def test_the_first_samples_of_a_padded_set_keep_their_mask():
+    assert torch.equal(padded().take(1).attention_mask, MASK[:1].bool())
+    assert padded(MASK.flip(0)).take(1).attention_mask is None
+    assert "real_tokens" not in padded(MASK.flip(0)).take(1).manifest
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (MASK[:1], r"shape \[1, 3\], but the token ids have \[2, 3\]"),
+        (MASK.flip(1), "sample 0 has padding before a token"),
+        (torch.tensor([[1, 1, 1], [0, 0, 0]]), "sample 1 has padding before a token, or no token"),
+        (torch.tensor([[1, 0, 1], [1, 1, 1]]), "padding must be on the right"),
+    ],
+    ids=["shape", "left", "empty", "hole"],
+)
+def test_a_mask_that_cannot_be_is_refused(mask, says):
+    with pytest.raises(CalibrationError, match=says):
+        padded(mask)
+
+
+def test_a_mask_that_was_changed_on_disk_is_refused(tmp_path):
+    folder = saved(tmp_path / "set", padded())
+    save_file({"input_ids": IDS}, folder / module.TOKENS_FILE)
+    with pytest.raises(CalibrationError, match="changed after they were written"):
+        CalibrationSet.load(folder)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_models import VOCAB, random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import build_calibration, parse_spec
+from calibrune.calibration.spec import build_calibration, parse_spec, parts_of
 from calibrune.errors import CalibrationError, CalibruneError, ConfigError
 from calibrune.lm.loading import LanguageModel
 
@@ -72,16 +72,50 @@ def test_a_spec_without_a_source_is_an_error(spec):
         parse_spec(spec)
 
 
+def test_a_name_wins_over_a_file_that_is_called_so(here, lm):
+    Path("c4").mkdir()
+    CalibrationSet.from_ids(random_ids(8, 16)).save("c4")
+    with pytest.raises(CalibruneError, match="'allenai/c4' cannot be read"):
+        build_calibration("c4", lm)
+    assert build_calibration("./c4", lm).n_samples == 8
+
+
 def test_a_value_that_is_no_yaml_is_an_error():
     with pytest.raises(ConfigError, match=r"an option of 'selfgen:prompts=\[bos' cannot be read"):
         parse_spec("selfgen:prompts=[bos")
 
 
-def test_several_sources_are_an_error_that_says_so(here):
-    with pytest.raises(ConfigError, match="several sources"):
-        parse_spec("c4,wikipedia")
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("c4,wikipedia", ["c4", "wikipedia"]),
+        ("c4:weight=0.5,x.jsonl:weight=0.5", ["c4:weight=0.5", "x.jsonl:weight=0.5"]),
+        ("a:template='{q}, {a}',b", ["a:template='{q}, {a}'", "b"]),
+        ("c4:x=[1, 2],random", ["c4:x=[1, 2]", "random"]),
+        ("bob's.jsonl,c4", ["bob's.jsonl", "c4"]),
+    ],
+)
+def test_commas_part_a_mixture(spec, parts):
+    assert parts_of(spec) == parts
+
+
+def test_a_comma_in_the_name_of_a_file_that_is_there_parts_nothing(here):
     Path("a,b.txt").write_text("a comma in a name is no list")
-    assert parse_spec("a,b.txt") == ("a,b.txt", {})
+    assert parts_of("a,b.txt:windows=packed") == ["a,b.txt:windows=packed"]
+
+
+def test_a_mixture_of_every_kind_of_source(here, lm):
+    spec = "lines.jsonl:weight=2:text_field=body,random:bos=none,selfgen:batch_size=8:among=8"
+    made = build_calibration(spec, lm, n_samples=8, seq_len=16, seed=3)
+    source = made.manifest["source"]
+    assert source["name"] == "0.5 lines + 0.25 random tokens + 0.25 selfgen"
+    assert [part["source"]["kind"] for part in source["parts"]] == ["file", "random tokens", "self-generated text"]
+    assert [part["n_samples"] for part in made.manifest["parts"]] == [4, 2, 2]
+    assert source["parts"][2]["filters"][0]["among"] == 8
+    assert made.manifest["filters"] == []
+    assert made.manifest["windows"]["bos"] == "none"
+    half = build_calibration(spec, lm, n_samples=4, seq_len=16, seed=3)
+    assert torch.equal(half.input_ids, made.input_ids[:4])
 
 
 def test_a_file_of_documents(here, lm):
@@ -95,7 +129,7 @@ def test_the_options_of_a_file(here, lm):
     spec = "lines.jsonl:text_field=body:windows=long_documents:bos=window"
     made = build_calibration(spec, lm, n_samples=4, seq_len=16)
     assert made.manifest["source"]["text_field"] == "body"
-    assert made.manifest["windows"] == {"policy": "long_documents", "bos": "window"}
+    assert made.manifest["windows"] == {"policy": "long_documents", "bos": "window", "eos": "policy"}
     assert set(made.input_ids[:, 0].tolist()) == {0}
     assert "other" in lm.tokenizer.decode(made.input_ids[0])
 
@@ -156,7 +190,12 @@ def test_128_samples_unless_told_otherwise(here, lm):
 
 BAD = {
     "selfgn": "no calibration source 'selfgn'.*; did you mean 'selfgen'",
-    "c5": "no calibration source 'c5'.*; choose one of: random, selfgen",
+    "c5": "no calibration source 'c5'.*; choose one of: alpaca, c4, dclm",
+    "c4:text_feld=body": "the source 'c4' has no option 'text_feld'; did you mean 'text_field'",
+    "c4:dataset=org/other": "the source 'c4' has no option 'dataset'",
+    "hub/org/web:scan=0": "scan cannot be 0",
+    "wikitext2": "'Salesforce/wikitext' cannot be read: the hub cannot be reached",
+    "selfgen:prompts=dclm": "'mlfoundations/dclm-baseline-1.0' cannot be read: the hub cannot be reached",
     "selfgen:temprature=1": "the source 'selfgen' has no option 'temprature'; did you mean 'temperature'",
     "selfgen:text_field=body": "has no option 'text_field'",
     "selfgen:model=1": "has no option 'model'",
@@ -171,9 +210,19 @@ BAD = {
     "selfgen:among=null": "their number is needed: add n_texts",
     "selfgen:n_texts=1": "give only",
     "random:prompts=bos": "the source 'random' has no option 'prompts'",
+    "random:eos=never": "eos cannot be 'never'",
     "random:windows=pakced": "policy cannot be 'pakced'",
     "lines.jsonl:text_feld=body": "has no option 'text_feld'; did you mean 'text_field'",
     "lines.jsonl:text_field=nope": "no field 'nope'",
+    "lines.jsonl,": "names no source",
+    "lines.jsonl,nope": "no calibration source 'nope'",
+    "lines.jsonl,made": "'made' holds finished tokens, which cannot be a part of a mixture",
+    "lines.jsonl:weight=0,random": "the weight of 'lines.jsonl' cannot be 0",
+    "lines.jsonl:weight=true,random": "cannot be True",
+    "lines.jsonl:weight=2": "a weight is for mixtures",
+    "lines.jsonl:bos=none,random:bos=window": "bos is 'none' for one and 'window' for another",
+    "lines.jsonl,random:text_field=x": "the source 'random' has no option 'text_field'",
+    "lines.jsonl,short.jsonl:windows=long_documents": "documents of 'short' have 16 tokens",
     "lines.jsonl:path=x": "has no option 'path'",
     "nope.jsonl": r"no file nope\.jsonl",
     "linse.jsonl": r"did you mean lines\.jsonl",

@@ -97,7 +97,7 @@ def test_exact_tokens_are_never_tokenized_again(tokenizer):
 
 
 @pytest.mark.parametrize("exact", [(A, B), (BOS, A, B), (A, B, EOS), (BOS, A, B, EOS)])
-@pytest.mark.parametrize("policy", ["packed", "packed_blank", "long_documents"])
+@pytest.mark.parametrize("policy", ["packed", "packed_blank", "long_documents", "one_per_document"])
 @pytest.mark.parametrize("bos", ["document", "window", "none"])
 def test_bos_and_eos_stand_where_the_policy_says_also_around_exact_tokens(tokenizer, exact, policy, bos):
     written = cut((exact, "cc"), tokenizer, seq_len=2, policy=policy, bos=bos)
@@ -131,10 +131,61 @@ def test_a_window_inside_a_document_can_begin_with_bos(tokenizer):
         assert ids[1:] in [[*range(start, start + 3)] for start in range(A, A + 5)]
 
 
+def test_one_sample_of_each_document_padded_on_the_right_by_hand(tokenizer):
+    dropped: Counter[str] = Counter()
+    got = cut(("aa", "", "abcabc", "c"), tokenizer, n_samples=4, policy="one_per_document", dropped=dropped)
+    assert [row[keep].tolist() for row, keep in zip(got.input_ids, got.attention_mask, strict=True)] == [
+        [BOS, A, A], [BOS], [BOS, A, B, C], [BOS, C],
+    ]  # fmt: skip
+    assert got.attention_mask.tolist()[0] == [True, True, True, False]
+    assert got.document_ids == (("toy:0",), ("toy:1",), ("toy:2",), ("toy:3",))
+    bare = cut(("aa", "", "c"), tokenizer, n_samples=2, policy="one_per_document", bos="none", dropped=dropped)
+    assert bare.document_ids == (("toy:0",), ("toy:2",))
+    assert dropped == {"no tokens": 1}
+
+
+def test_samples_that_need_no_padding_have_no_mask(tokenizer):
+    assert cut(("abcd", "abcdef"), tokenizer, n_samples=2, policy="one_per_document").attention_mask is None
+    assert cut(("aaaa",), tokenizer).attention_mask is None
+
+
+def test_a_padded_sample_can_begin_with_bos_and_end_with_eos(make_tokenizer):
+    bare = make_tokenizer(adds="$A")
+    got = cut(("a", "bcd"), bare, n_samples=2, policy="one_per_document", bos="window", eos="document")
+    assert got.input_ids[0][got.attention_mask[0]].tolist() == [BOS, A, EOS]
+    assert got.input_ids[1].tolist() == [BOS, B, C, C + 1]
+
+
+@pytest.mark.parametrize("adds", ["<s> $A", "<s> $A </s>"])
+@pytest.mark.parametrize(
+    ("policy", "eos", "ends"),
+    [
+        ("packed", "policy", "document"),
+        ("packed", "none", "none"),
+        ("packed", "tokenizer", "tokenizer"),
+        ("long_documents", "policy", "tokenizer"),
+        ("long_documents", "document", "document"),
+        ("long_documents", "none", "none"),
+        ("one_per_document", "policy", "tokenizer"),
+        ("one_per_document", "document", "document"),
+    ],
+)
+def test_eos_stands_where_it_is_asked_for(make_tokenizer, adds, policy, eos, ends):
+    tokenizer = make_tokenizer(adds=adds)
+    has_eos = ends == "document" or (ends == "tokenizer" and "</s>" in adds)
+    got = cut(("ab",), tokenizer, seq_len=3 + has_eos, policy=policy, eos=eos)
+    assert got.input_ids.tolist() == [[BOS, A, B, EOS] if has_eos else [BOS, A, B]]
+
+
+def test_a_text_of_joined_documents_has_no_place_for_eos(tokenizer):
+    said = complaint(("aaaa",), tokenizer, policy="packed_blank", eos="document")
+    assert "no place for EOS; use windows policy packed" in said
+
+
 texts = st.lists(st.text("abc ", min_size=1, max_size=12), min_size=12, max_size=20)
 policies = st.builds(
     dict,
-    policy=st.sampled_from(["packed", "packed_blank", "long_documents"]),
+    policy=st.sampled_from(["packed", "packed_blank", "long_documents", "one_per_document"]),
     bos=st.sampled_from(["document", "window", "none"]),
 )
 
@@ -203,7 +254,7 @@ def test_an_endless_corpus_of_no_use_is_given_up(tokenizer, monkeypatch):
 
 
 def test_a_tokenizer_without_the_token_that_a_policy_needs_is_an_error(make_tokenizer):
-    assert "use windows policy packed_blank" in complaint(("aaaa",), make_tokenizer(eos=False))
+    assert "use windows policy packed_blank or eos=none" in complaint(("aaaa",), make_tokenizer(eos=False))
     assert "the tokenizer has no BOS token" in complaint(("aaaa",), make_tokenizer(bos=False), bos="window")
     assert cut(("aaaa",), make_tokenizer(adds="$A", bos=False), bos="document").input_ids.tolist() == [[A] * 4]
 

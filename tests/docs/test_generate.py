@@ -124,7 +124,10 @@ def test_an_option_or_a_command_without_help_is_an_error():
 def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(root, capsys):
     assert generate.main(["--check"], TABLES, root) == 1
     err = capsys.readouterr().err
-    assert "out of date: docs/methods.md, docs/allocations.md, docs/commands.md, README.md; run: make docs" in err
+    assert (
+        "out of date: docs/methods.md, docs/allocations.md, docs/calibration.md, docs/commands.md, README.md; run: make docs"
+        in err
+    )
     assert "wanda" not in (root / "docs/methods.md").read_text()
     assert generate.main([], TABLES, root) == 0
     assert (root / "docs/commands.md").read_text() == (
@@ -132,6 +135,15 @@ def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(root, capsys):
     )
     assert generate.main(["--check"], TABLES, root) == 0
     assert generate.main([], TABLES, root) == 0
+
+
+def test_the_table_of_sources_has_the_licence_of_each():
+    from calibrune.corpora.named import NAMED
+
+    rows = generate.sources_table(NAMED).splitlines()[2:]
+    assert len(rows) == len(NAMED)
+    assert rows[0].startswith("| `c4` | `allenai/c4`, en | ")
+    assert all(source.corpus.licence in row for source, row in zip(NAMED.values(), rows, strict=True))
 
 
 def test_a_changed_default_is_shown_as_a_difference(root, capsys):
@@ -168,12 +180,12 @@ def test_what_is_wrong_with_a_page_is_an_error_and_nothing_is_written(root, caps
 
 
 def test_a_table_without_a_page_is_an_error(root, capsys):
-    assert generate.main([], {**TABLES, "sources": "| c4 |"}, root) == 1
+    assert generate.main([], {**TABLES, "models": "| llama |"}, root) == 1
     assert "there are texts for" in capsys.readouterr().err
 
 
 def test_our_pages_have_their_markers():
-    paths = ["docs/methods.md", "docs/allocations.md", "docs/commands.md", "README.md"]
+    paths = ["docs/methods.md", "docs/allocations.md", "docs/calibration.md", "docs/commands.md", "README.md"]
     assert [path for path, _ in generate.pages(TABLES)] == paths
 
 

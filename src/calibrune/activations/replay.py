@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -64,6 +64,7 @@ class Replay:
         hooks: dict[str, Hook] | None = None,
         *,
         stop_after: int = 0,
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq hidden"] | None:
         """Run block `index` and return its result, or None if it was stopped before.
 
@@ -72,6 +73,7 @@ class Replay:
             hooks: what to call with the input of a layer, by the layer's name; and for an expert, with the places of
                 its tokens among those of the batch (None: all of them).
             stop_after: stop once so many hook calls were made (0: run the block to its end).
+            attention_mask: False at padding; None where there is none.
         """
         results: list[Tensor] = []
         calls = 0
@@ -97,7 +99,7 @@ class Replay:
         handles = _watch(self._blocks[index], {name: counted(seen) for name, seen in (hooks or {}).items()})
         try:
             with _forwards_replaced(self._blocks, stand_ins | {index: last}):
-                self._forward(input_ids)
+                self._forward(input_ids, attention_mask)
         except _Stop:
             return results[0] if results else None
         finally:
@@ -105,9 +107,13 @@ class Replay:
                 handle.remove()
         raise ModelError(f"{self._blocks[index].name} was never called; this architecture is not supported")
 
-    def _forward(self, input_ids: Int[Tensor, "batch seq"]) -> None:
+    def _forward(
+        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch seq"] | None = None
+    ) -> None:
+        # a model that is told of no padding takes the faster ways of attention
+        given = {} if attention_mask is None else {"attention_mask": attention_mask.long()}
         with torch.no_grad():
-            self._model(input_ids=input_ids, use_cache=False)
+            self._model(input_ids=input_ids, use_cache=False, **given)
 
     def _observe(self, probe: Int[Tensor, "batch seq"]) -> None:
         """One plain forward pass: the order and results of the blocks, and which layers share an input."""

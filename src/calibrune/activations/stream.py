@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from calibrune.activations.replay import Hook, Replay
 from calibrune.activations.statistics import InputPeak, InputStatistic, LayerStats
-from calibrune.errors import RunError
+from calibrune.errors import ModelError, RunError
 from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
 from calibrune.progress import track
 
@@ -49,6 +49,7 @@ def stream_blocks(
     *,
     propagate: Propagate = "pruned",
     batch_tokens: int = BATCH_TOKENS,
+    attention_mask: Bool[Tensor, "batch seq"] | None = None,
     description: str = "blocks",
 ) -> Iterator[BlockInputs]:
     """Yield the decoder blocks front to back; the caller may change the weights of the block in its hands.
@@ -61,6 +62,8 @@ def stream_blocks(
         input_ids: the calibration sequences; None where `requires` is empty, then nothing is run.
         requires: the statistics to collect.
         batch_tokens: tokens that go through a block at once; at least one whole sequence does.
+        attention_mask: False at padding, which is on the right: the model is told, and statistics are of the real
+            tokens alone. None: there is no padding.
 
     Raises:
         RunError: the inputs of a layer hold NaN or infinity; said before its block is handed over.
@@ -75,7 +78,10 @@ def stream_blocks(
     was_training = model.training
     model.eval()
     try:
-        yield from _stream(model, blocks, input_ids.to(model.device), requires, propagate, batch_tokens, description)
+        mask = None if attention_mask is None else attention_mask.to(model.device)
+        yield from _stream(
+            model, blocks, input_ids.to(model.device), mask, requires, propagate, batch_tokens, description
+        )
     finally:
         model.train(was_training)
 
@@ -84,19 +90,29 @@ def _stream(
     model: PreTrainedModel,
     blocks: Sequence[DecoderBlock],
     input_ids: Int[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"] | None,
     requires: Sequence[type[InputStatistic]],
     propagate: Propagate,
     batch_tokens: int,
     description: str,
 ) -> Iterator[BlockInputs]:
-    replay = Replay(model, blocks, input_ids)
-    batches = torch.split(input_ids, max(1, batch_tokens // input_ids.shape[1]))
+    replay = Replay(model, blocks, input_ids[:1] if mask is None else input_ids[:1, mask[0]])
+    size = max(1, batch_tokens // input_ids.shape[1])
+    batches = list(torch.split(input_ids, size))
+    masks: list[Tensor | None] = [None] * len(batches)
+    if mask is not None:
+        # a batch is as long as the longest of its sequences
+        lengths = [int(part.sum(dim=1).max()) for part in torch.split(mask, size)]
+        masks = [part[:, :length] for part, length in zip(torch.split(mask, size), lengths, strict=True)]
+        batches = [batch[:, :length] for batch, length in zip(batches, lengths, strict=True)]
     # one buffer for the whole walk: each block's results overwrite what it was given
     hidden: list[Tensor | None] = [None] * len(batches)
 
-    def run(index: int, hooks: dict[str, Hook], *, keep: bool) -> None:
-        for i, batch in enumerate(batches):
-            result = replay.run(index, batch, hidden[i], hooks, stop_after=0 if keep else len(hooks))
+    def run(index: int, stats: dict[str, LayerStats], *, keep: bool) -> None:
+        for i, (batch, real) in enumerate(zip(batches, masks, strict=True)):
+            hooks = {name: _add_by_sequence(name, own, batch.shape[1], real) for name, own in stats.items()}
+            stop_after = 0 if keep else len(hooks)
+            result = replay.run(index, batch, hidden[i], hooks, stop_after=stop_after, attention_mask=real)
             if keep:
                 hidden[i] = result
 
@@ -106,9 +122,8 @@ def _stream(
             for layer in block.layers
             if replay.shared_inputs[layer.name] == layer.name
         }
-        hooks = {name: _add_by_sequence(layer_stats, input_ids.shape[1]) for name, layer_stats in stats.items()}
         is_last = block is blocks[-1]
-        run(block.index, hooks, keep=propagate == "dense" and not is_last)
+        run(block.index, stats, keep=propagate == "dense" and not is_last)
         _check_finite(model, {name: stats[name] for name in replay.in_call_order if name in stats})
         yield BlockInputs(
             block, tuple(LayerInputs(layer, stats[replay.shared_inputs[layer.name]]) for layer in block.layers)
@@ -117,11 +132,20 @@ def _stream(
             run(block.index, {}, keep=True)
 
 
-def _add_by_sequence(stats: LayerStats, seq_len: int) -> Hook:
-    """Add a batch of inputs sequence by sequence, so that sums do not depend on the batch."""
+def _add_by_sequence(name: str, stats: LayerStats, seq_len: int, mask: Bool[Tensor, "batch seq"] | None) -> Hook:
+    """Add a batch of inputs sequence by sequence, without padding, so that sums do not depend on the batch."""
 
     def add(x: Float[Tensor, "*batch in"], tokens: Int[Tensor, "tokens"] | None) -> None:
         flat = x.reshape(-1, x.shape[-1])
+        if mask is not None:
+            if tokens is None and len(flat) != mask.numel():
+                raise ModelError(
+                    f"{name} is given {len(flat)} of {mask.numel()} tokens and says not which, so padding cannot be "
+                    f"left out; calibrate this model on windows without padding (windows=packed)"
+                )
+            tokens = torch.arange(len(flat), device=flat.device) if tokens is None else tokens
+            real = mask.flatten()[tokens]
+            flat, tokens = flat[real], tokens[real]
         if tokens is not None:
             sequences = torch.split(flat, torch.bincount(tokens // seq_len, minlength=1).tolist())
         else:

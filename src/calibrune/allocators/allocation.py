@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -62,6 +62,10 @@ class Allocator(Protocol):
     """Shares a target sparsity out over the layers. Implementations are frozen dataclasses."""
 
     def allocate(
-        self, model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"] | None, target: SparsityPattern
+        self,
+        model: PreTrainedModel,
+        input_ids: Int[Tensor, "batch seq"] | None,
+        target: SparsityPattern,
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
     ) -> SparsityAllocation:
-        """Give every prunable layer of the model its pattern."""
+        """Give every prunable layer of the model its pattern; the mask is False at padding."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Lt
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,7 +29,11 @@ class AlphaPruning:
     """tau: before scaling to the target, sparsities lie between 1 - tau and 1 + tau times it."""
 
     def allocate(
-        self, model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"] | None, target: SparsityPattern
+        self,
+        model: PreTrainedModel,
+        input_ids: Int[Tensor, "batch seq"] | None,
+        target: SparsityPattern,
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
     ) -> SparsityAllocation:
         """Measure every weight's spectrum; `input_ids` is not looked at.
 

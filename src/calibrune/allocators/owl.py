@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt, Lt
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,7 +39,11 @@ class OWL:
     """Lambda for mixed N:M, in weights of a group of M."""
 
     def allocate(
-        self, model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"] | None, target: SparsityPattern
+        self,
+        model: PreTrainedModel,
+        input_ids: Int[Tensor, "batch seq"] | None,
+        target: SparsityPattern,
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
     ) -> SparsityAllocation:
         """Run the calibration data through the dense model and share the sparsity out by block.
 
@@ -47,14 +51,19 @@ class OWL:
             ConfigError: no calibration data, or a block's sparsity leaves [0, 1).
         """
         if isinstance(target, SemiStructured) and self.n_m == "strict":
-            return Uniform().allocate(model, input_ids, target)
+            return Uniform().allocate(model, input_ids, target, attention_mask)
         if input_ids is None:
             raise ConfigError("OWL needs calibration data to find outliers, got none; use allocation=uniform without")
         blocks = decoder_blocks(model)
         shares = [
             self._outliers(block)
             for block in stream_blocks(
-                model, input_ids, (InputNorm,), propagate="dense", description="looking for outliers (OWL)"
+                model,
+                input_ids,
+                (InputNorm,),
+                propagate="dense",
+                attention_mask=attention_mask,
+                description="looking for outliers (OWL)",
             )
         ]
         spread = max(shares) - min(shares)

@@ -1,6 +1,6 @@
 """The same sparsity in every layer."""
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,7 +15,11 @@ class Uniform:
     """Every layer gets the target's own sparsity."""
 
     def allocate(
-        self, model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"] | None, target: SparsityPattern
+        self,
+        model: PreTrainedModel,
+        input_ids: Int[Tensor, "batch seq"] | None,
+        target: SparsityPattern,
+        attention_mask: Bool[Tensor, "batch seq"] | None = None,
     ) -> SparsityAllocation:
         """Give every prunable layer the target pattern; reads no data."""
         layers = [layer for block in decoder_blocks(model) for layer in block.layers]

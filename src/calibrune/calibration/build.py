@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, field, is_dataclass
+from dataclasses import asdict, field, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
 from calibrune.calibration.filters import Filter
-from calibrune.calibration.windows import GIVE_UP_AFTER, Frame, Windows, cut_windows
+from calibrune.calibration.mixture import Mixture
+from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
 from calibrune.corpora.document import Corpus, Document
 from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
@@ -24,7 +26,7 @@ from calibrune.settings import settings
 class CalibrationRecipe:
     """What a calibration set is made of, and how."""
 
-    corpus: Corpus
+    corpus: Corpus | Mixture
     filters: tuple[Filter, ...] = ()
     """In the order in which the documents meet them."""
     windows: Windows = field(default_factory=Windows)
@@ -34,7 +36,8 @@ class CalibrationRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for one in self.filters:
+        parts = self.corpus.parts if isinstance(self.corpus, Mixture) else ()
+        for one in (*self.filters, *(own for part in parts for own in part.filters)):
             if not is_dataclass(one):
                 raise ConfigError(f"the filter {one} must be a dataclass, so that its settings can be recorded")
 
@@ -74,6 +77,35 @@ def build(
     """
     check_length(recipe.seq_len, context_length)
     record = recipe.describe()
+    drawn = _mixed(recipe, tokenizer) if isinstance(recipe.corpus, Mixture) else _drawn(recipe, tokenizer)
+    manifest = {
+        **record,
+        "tokenizer": describe_tokenizer(tokenizer),
+        "special_tokens": _special_tokens(tokenizer, recipe.windows, drawn.cut),
+        **drawn.facts,
+        "document_ids": drawn.cut.document_ids,
+        "text_sha256": drawn.text_sha256,
+        "versions": {package: _version(package) for package in ("calibrune", "transformers", "tokenizers", "torch")},
+    }
+    # through JSON, so that what is held equals what is loaded
+    built = CalibrationSet(drawn.cut.input_ids, json.loads(json.dumps(manifest)), drawn.cut.attention_mask)
+    built.check_fits(vocab_size)
+    return built
+
+
+class _Drawn(NamedTuple):
+    """Windows, and what became of the documents on the way to them."""
+
+    cut: CutWindows
+    text_sha256: dict[str, str]
+    """Of the documents that are in a window, by id."""
+    facts: dict[str, Any]
+    """For the manifest."""
+
+
+def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
+    """The windows of a single corpus."""
+    assert not isinstance(recipe.corpus, Mixture)
     dropped: Counter[str] = Counter()
     watch = _Watch(recipe.corpus.name, dropped)
     documents = watch.coming(documents_in_random_order(recipe.corpus, recipe.seed))
@@ -90,19 +122,39 @@ def build(
         corpus=recipe.corpus.name,
     )
     used = dict.fromkeys(name for names in cut.document_ids for name in names)
-    manifest = {
-        **record,
-        "tokenizer": describe_tokenizer(tokenizer),
-        "documents_looked_at": watch.looked_at,
+    hashes = {name: watch.text_sha256[name] for name in used}
+    return _Drawn(cut, hashes, {"documents_looked_at": watch.looked_at, "dropped": dict(dropped)})
+
+
+def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
+    """The windows of a mixture: those of each part by itself, dealt out in turns."""
+    mixture = recipe.corpus
+    assert isinstance(mixture, Mixture)
+    turns = mixture.turns(recipe.n_samples)
+    parts: dict[int, _Drawn] = {}
+    for i, part in enumerate(mixture.parts):
+        if n := turns.count(i):
+            own = replace(recipe, corpus=part.corpus, filters=(*part.filters, *recipe.filters), n_samples=n)
+            parts[i] = _drawn(own, tokenizer)
+    dealt = {i: iter(range(turns.count(i))) for i in parts}
+    # files of one name can be in several parts, so an id alone is not enough
+    places = [(i, mixture.names[i], next(dealt[i])) for i in turns]
+    masks = {i: one.cut.attention_mask for i, one in parts.items()}
+    full = torch.ones(recipe.seq_len, dtype=torch.bool)
+    mask = torch.stack([full if (found := masks[i]) is None else found[row] for i, _, row in places])
+    cut = CutWindows(
+        torch.stack([parts[i].cut.input_ids[row] for i, _, row in places]),
+        tuple(tuple(f"{name}/{of}" for of in parts[i].cut.document_ids[row]) for i, name, row in places),
+        None if mask.all() else mask,
+    )
+    hashes = {f"{mixture.names[i]}/{of}": text for i, one in parts.items() for of, text in one.text_sha256.items()}
+    dropped = sum((Counter(one.facts["dropped"]) for one in parts.values()), Counter[str]())
+    facts = {
+        "documents_looked_at": sum(one.facts["documents_looked_at"] for one in parts.values()),
         "dropped": dict(dropped),
-        "document_ids": cut.document_ids,
-        "text_sha256": {name: watch.text_sha256[name] for name in used},
-        "versions": {package: _version(package) for package in ("calibrune", "transformers", "tokenizers", "torch")},
+        "parts": [{"name": mixture.names[i], "n_samples": turns.count(i), **one.facts} for i, one in parts.items()],
     }
-    # through JSON, so that what is held equals what is loaded
-    built = CalibrationSet(cut.input_ids, json.loads(json.dumps(manifest)))
-    built.check_fits(vocab_size)
-    return built
+    return _Drawn(cut, hashes, facts)
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -114,6 +166,22 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "eos_token_id": frame.eos,
         "adds_before": list(frame.before),
         "adds_after": list(frame.after),
+    }
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: CutWindows) -> dict[str, Any]:
+    """Where BOS and EOS were put, and in how many samples they are."""
+    frame = Frame.of(tokenizer)
+    placed = Placed.of(frame, windows)
+    begin = 0 if frame.bos is None else int((cut.input_ids[:, 0] == frame.bos).sum())
+    return {
+        "before_document": list(placed.before),
+        "after_document": list(placed.after),
+        "window_begins": placed.window_begins,
+        "eos": windows.eos_of_policy,
+        "tokenizer_adds_bos": frame.bos is not None and frame.bos in frame.before,
+        "tokenizer_adds_eos": frame.eos is not None and frame.eos in frame.after,
+        "samples_that_begin_with_bos": begin,
     }
 
 

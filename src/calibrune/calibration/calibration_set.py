@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,9 +36,12 @@ class CalibrationSet:
     """[n_samples, seq_len], on the CPU, at least 1 sample of 2 tokens, no id below 0."""
     manifest: dict[str, Any]
     """All that is known of how the tokens came to be, as JSON; `source` at the least."""
+    attention_mask: Bool[Tensor, "batch seq"] | None = None
+    """False at padding, which stands on the right of a sample and never counts; None: there is no padding."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_ids", _checked(self.input_ids, "the input_ids of a calibration set"))
+        object.__setattr__(self, "attention_mask", _checked_mask(self.attention_mask, self.input_ids))
         object.__setattr__(self, "manifest", {**self.manifest, **self._facts()})
 
     @classmethod
@@ -51,26 +54,32 @@ class CalibrationSet:
         return build(recipe, tokenizer, **limits)
 
     @classmethod
-    def from_ids(cls, input_ids: Tensor, **source: Any) -> "CalibrationSet":
+    def from_ids(cls, input_ids: Tensor, attention_mask: Tensor | None = None, **source: Any) -> "CalibrationSet":
         """A set from one's own tokens: whole numbers of any width, [n_samples, seq_len]; `source` is recorded.
 
+        Args:
+            input_ids: the tokens.
+            attention_mask: of the same shape; 0 or False at padding, which must be on the right. None: no padding.
+            source: what else is known of them.
+
         Raises:
-            CalibrationError: these are no token ids: not whole numbers, not of rank 2, empty, or below 0.
+            CalibrationError: these are no token ids: not whole numbers, not of rank 2, empty, or below 0; or no mask.
         """
-        return cls(_checked(input_ids, "the token ids"), {"source": {"kind": "token ids", **source}})
+        ids = _checked(input_ids, "the token ids")
+        return cls(ids, {"source": {"kind": "token ids", **source}}, _checked_mask(attention_mask, ids))
 
     @classmethod
     def from_safetensors(cls, path: Path | str) -> "CalibrationSet":
-        """A set from a safetensors file with integer `input_ids` [n_samples, seq_len].
+        """A set from a safetensors file with integer `input_ids` [n_samples, seq_len], and `attention_mask` if padded.
 
         Raises:
             CalibrationError: the file is missing, not safetensors, or has no such tensor.
         """
         path = Path(path)
-        input_ids = _read_tokens(path)
+        input_ids, mask = _read_tokens(path)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(input_ids, {"source": {"kind": "safetensors", "file": path.name, "sha256": sha256}})
+        return cls(input_ids, {"source": {"kind": "safetensors", "file": path.name, "sha256": sha256}}, mask)
 
     @classmethod
     def load(cls, folder: Path | str) -> "CalibrationSet":
@@ -81,7 +90,8 @@ class CalibrationSet:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        loaded = cls(_read_tokens(folder / TOKENS_FILE), manifest)
+        input_ids, mask = _read_tokens(folder / TOKENS_FILE)
+        loaded = cls(input_ids, manifest, mask)
         if manifest.get("fingerprint") != loaded.fingerprint:
             raise CalibrationError(
                 f"the tokens in {folder} have the fingerprint {loaded.fingerprint}, but its manifest says "
@@ -105,9 +115,13 @@ class CalibrationSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change when any token does, or the shape."""
+        """Twelve hex digits that change when any token does, or the shape, or what is padding; not by what pads."""
         digest = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
-        digest.update(self.input_ids.numpy().astype("<i8").tobytes())
+        mask = self.attention_mask
+        ids = self.input_ids if mask is None else self.input_ids.masked_fill(~mask, 0)
+        digest.update(ids.numpy().astype("<i8").tobytes())
+        if mask is not None:
+            digest.update(mask.numpy().tobytes())
         return digest.hexdigest()[:12]
 
     @property
@@ -127,13 +141,15 @@ class CalibrationSet:
             )
         if n == self.n_samples:
             return self
-        manifest = {**self.manifest, "part_of": self._facts()}
+        manifest = {key: value for key, value in self.manifest.items() if key != "real_tokens"}
+        manifest["part_of"] = self._facts()
         if "document_ids" in manifest:
             manifest["document_ids"] = manifest["document_ids"][:n]
             used = set().union(*manifest["document_ids"])
             texts = self.manifest.get("text_sha256", {})
             manifest["text_sha256"] = {name: text for name, text in texts.items() if name in used}
-        return CalibrationSet(self.input_ids[:n], manifest)
+        mask = self.attention_mask
+        return CalibrationSet(self.input_ids[:n], manifest, None if mask is None else mask[:n])
 
     def check_fits(self, vocab_size: int | None = None, context_length: int | None = None) -> None:
         """Raise `CalibrationError` if a model of this vocabulary and context cannot read the tokens; None: unknown."""
@@ -165,7 +181,8 @@ class CalibrationSet:
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            save_file({"input_ids": self.input_ids}, partial / TOKENS_FILE)
+            tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+            save_file({name: one for name, one in tensors.items() if one is not None}, partial / TOKENS_FILE)
             (partial / MANIFEST_FILE).write_text(
                 json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )
@@ -188,7 +205,8 @@ class CalibrationSet:
         return True
 
     def _facts(self) -> dict[str, Any]:
-        return {"n_samples": self.n_samples, "seq_len": self.seq_len, "fingerprint": self.fingerprint}
+        facts = {"n_samples": self.n_samples, "seq_len": self.seq_len, "fingerprint": self.fingerprint}
+        return facts if self.attention_mask is None else facts | {"real_tokens": int(self.attention_mask.sum())}
 
 
 def check_length(seq_len: int, context_length: int | None) -> None:
@@ -214,7 +232,25 @@ def _checked(ids: Tensor, what: str) -> Int64[Tensor, "batch seq"]:
     return ids.detach().to("cpu", torch.int64).contiguous()
 
 
-def _read_tokens(path: Path) -> Int64[Tensor, "batch seq"]:
+def _checked_mask(mask: Tensor | None, ids: Tensor) -> Bool[Tensor, "batch seq"] | None:
+    """The mask as truth values; None where all tokens are real."""
+    if mask is None:
+        return None
+    if mask.shape != ids.shape:
+        raise CalibrationError(
+            f"the attention_mask has the shape {list(mask.shape)}, but the token ids have {list(ids.shape)}: give one "
+            f"value for each token"
+        )
+    real = (mask != 0).detach().to("cpu").contiguous()
+    if wrong := (~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(dim=1)).nonzero().flatten().tolist():
+        raise CalibrationError(
+            f"the attention_mask of sample {wrong[0]} has padding before a token, or no token: padding must be on the "
+            f"right of each sample"
+        )
+    return None if bool(real.all()) else real
+
+
+def _read_tokens(path: Path) -> tuple[Int64[Tensor, "batch seq"], Bool[Tensor, "batch seq"] | None]:
     if not path.is_file():
         raise CalibrationError(f"there is no file {path} to read token ids from")
     try:
@@ -226,11 +262,13 @@ def _read_tokens(path: Path) -> Int64[Tensor, "batch seq"]:
                     "save the token ids [n_samples, seq_len] under this name"
                 )
             found: Tensor = file.get_tensor("input_ids")
+            mask: Tensor | None = file.get_tensor("attention_mask") if "attention_mask" in names else None
     except SafetensorError as error:
         raise CalibrationError(
             f"{path} cannot be read as safetensors ({error}): write it again with safetensors"
         ) from None
-    return _checked(found, f"the input_ids in {path}")
+    ids = _checked(found, f"the input_ids in {path}")
+    return ids, _checked_mask(mask, ids)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -11,10 +11,13 @@ import yaml
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter, PerplexityFilter
+from calibrune.calibration.mixture import Mixture, Part
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.files import READERS, FileCorpus
 from calibrune.corpora.generated import SelfGeneration
+from calibrune.corpora.hub import HubCorpus
+from calibrune.corpora.named import NAMED, OPTIONS, hub_settings
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
@@ -25,9 +28,12 @@ SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
     "random": "uniformly random tokens: the control that carries no language",
 }
-"""Named sources; files, folders and token files are given by their path."""
+"""Sources that need no text of anybody's; those of the hub are in `NAMED`; files and folders are given by path."""
 
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 2048
+
+# a colon begins an option only where a name and an equals sign follow: C:\\texts is a path
+_OPTION = r":(?=[a-z_]+=)"
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -36,12 +42,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     >>> parse_spec("c4.jsonl.gz:text_field=body")
     ('c4.jsonl.gz', {'text_field': 'body'})
     """
-    # a colon begins an option only where a name and an equals sign follow: C:\\texts is a path
-    source, *options = re.split(r":(?=[a-z_]+=)", spec)
+    source, *options = re.split(_OPTION, spec)
     if not source.strip():
-        raise ConfigError(f"{spec!r} names no source; give one of {', '.join(SOURCES)}, or a file or folder")
-    if "," in source and not Path(source).exists():
-        raise ConfigError(f"{spec!r} names several sources; this version takes one: give a single source or file")
+        raise ConfigError(f"{spec!r} names no source; give one of {', '.join((*SOURCES, *NAMED))}, or a file or folder")
     try:
         return source, {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in options)}
     except yaml.YAMLError as error:
@@ -51,6 +54,19 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         ) from None
 
 
+def parts_of(spec: str) -> list[str]:
+    """The parts of a mixture, which commas part; one in quotes, brackets or the name of a file that is there does not.
+
+    >>> parts_of("c4:weight=3,hub/org/name:template='{q}, {a}'")
+    ['c4:weight=3', "hub/org/name:template='{q}, {a}'"]
+    """
+    source = re.split(_OPTION, spec)[0]
+    if "," in source and Path(source).expanduser().exists():
+        return [spec]
+    # each comma ends a part, but for those that the quotes and brackets before it have swallowed
+    return [part[1:] for part in re.findall(r""",(?:'[^']*'|"[^"]*"|\[[^]]*\]|\{[^}]*\}|[^,])*""", f",{spec}")]
+
+
 def build_calibration(
     spec: str, lm: LanguageModel, *, n_samples: int | None = None, seq_len: int | None = None, seed: int = 0
 ) -> CalibrationSet:
@@ -58,7 +74,9 @@ def build_calibration(
 
     Args:
         spec: a folder made by `calibrate`; a `.safetensors` with integer `input_ids`; a file of documents; `selfgen`;
-            `random`. Options follow as `:key=value`.
+            `random`; a dataset of the hub by its name in `NAMED`, or `hub/OWNER/NAME`. Options follow as `:key=value`.
+            Several with commas are a mixture, each with its `:weight=` (1 if not given); see `Mixture`.
+            A name wins over a file that is called so: write `./c4` for that.
         lm: the model that is to be calibrated.
         n_samples: sequences; 128 for text, all that there are for tokens.
         seq_len: tokens in a sequence; 2048 for text (less where the model's context is shorter), else what it is.
@@ -77,15 +95,22 @@ def prepare_calibration(
 
     So a typing error is told before a large model is loaded. Arguments and errors are those of `build_calibration`.
     """
-    source, options = parse_spec(spec)
-    path = Path(source).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
-        tokens = _tokens(path, options, n_samples, seq_len)
-        return lambda lm: _fitting(tokens, lm)
-    recipe = _recipe(source, path, options, n_samples, seq_len, seed)
+    specs = parts_of(spec)
+    if len(specs) == 1:
+        source, options = parse_spec(spec)
+        path = Path(source).expanduser()
+        if _holds_tokens(source):
+            tokens = _tokens(path, options, n_samples, seq_len)
+            return lambda lm: _fitting(tokens, lm)
+    recipe = _recipe(specs, n_samples, seq_len, seed)
     return lambda lm: _fitting(
         build(recipe(lm), lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length), lm
     )
+
+
+def _holds_tokens(source: str) -> bool:
+    path = Path(source).expanduser()
+    return hub_settings(source) is None and (path.is_dir() or path.suffix == ".safetensors")
 
 
 def _fitting(made: CalibrationSet, lm: LanguageModel) -> CalibrationSet:
@@ -107,10 +132,14 @@ def _tokens(path: Path, options: dict[str, Any], n_samples: int | None, seq_len:
     return made if n_samples is None else made.take(n_samples)
 
 
-def _recipe(
-    source: str, path: Path, options: dict[str, Any], n_samples: int | None, seq_len: int | None, seed: int
-) -> Callable[[LanguageModel], CalibrationRecipe]:
-    windows = Windows(**_taken(options, Windows, rename={"windows": "policy"}))
+_MadePart = tuple[Callable[[LanguageModel, int], Corpus], float, tuple[Filter, ...]]
+
+
+def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
+    """How to make a corpus, its weight and its filters; all options must be used up."""
+    weight = options.pop("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise ConfigError(f"the weight of {source!r} cannot be {weight!r}: give a number above 0")
     filters: tuple[Filter, ...] = ()
     corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
@@ -123,22 +152,44 @@ def _recipe(
         corpus = _self_generation(options, seed)
     elif source == "random":
         corpus = _random_tokens(seed)
+    elif _holds_tokens(source):
+        raise ConfigError(f"{source!r} holds finished tokens, which cannot be a part of a mixture: name its source")
     else:
-        corpus = _always(_file(source, path, options))
+        corpus = _always(_text(source, Path(source).expanduser(), options))
     if options:
         wrong, known = next(iter(options)), [name for group in options_of(source).values() for name in group]
         raise ConfigError(
             f"the source {source!r} has no option {wrong!r}{nearest(wrong, known)} (see `calibrune list sources`)"
         )
+    return corpus, float(weight), filters
 
+
+def _recipe(
+    specs: list[str], n_samples: int | None, seq_len: int | None, seed: int
+) -> Callable[[LanguageModel], CalibrationRecipe]:
+    sources = [parse_spec(spec) for spec in specs]
+    # one policy for the whole set, wherever it is said
+    said: dict[str, Any] = {}
+    for _, options in sources:
+        for name, value in _taken(options, Windows, rename={"windows": "policy"}).items():
+            if said.setdefault(name, value) != value:
+                raise ConfigError(
+                    f"the parts of a mixture are cut alike, but {name} is {said[name]!r} for one and {value!r} for "
+                    f"another: say it once"
+                )
+    windows = Windows(**said)
+    if len(sources) == 1 and "weight" in sources[0][1]:
+        raise ConfigError(f"{specs[0]!r} is a single source: a weight is for mixtures, as in c4:weight=2,wikipedia")
+    parts = [_part(source, options, seed) for source, options in sources]
     if seq_len is not None and seq_len < 2:
         raise ConfigError(f"sequences of {seq_len} tokens were asked for; at least 2 are needed")
 
     def recipe(lm: LanguageModel) -> CalibrationRecipe:
         length = min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH) if seq_len is None else seq_len
+        made = [Part(corpus=corpus(lm, length), weight=weight, filters=filters) for corpus, weight, filters in parts]
         return CalibrationRecipe(
-            corpus=corpus(lm, length),
-            filters=filters,
+            corpus=Mixture(parts=tuple(made)) if len(made) > 1 else made[0].corpus,
+            filters=() if len(made) > 1 else made[0].filters,
             windows=windows,
             n_samples=DEFAULT_SAMPLES if n_samples is None else n_samples,
             seq_len=length,
@@ -162,12 +213,13 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     prompts = own.get("prompts", "random")
     if prompts not in ("bos", "random"):
         path = Path(str(prompts)).expanduser()
-        if not path.exists() and not any(ending in path.name for ending in READERS):
+        is_named = hub_settings(str(prompts)) is not None
+        if not is_named and not path.exists() and not any(ending in path.name for ending in READERS):
             raise ConfigError(
-                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random'))}; or give the path of "
-                f"a file of documents ({', '.join(READERS)})"
+                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random', *NAMED))}; or give the "
+                f"path of a file of documents ({', '.join(READERS)})"
             )
-        own["prompts"] = _file(str(prompts), path, {})
+        own["prompts"] = _text(str(prompts), path, {})
 
     def corpus(lm: LanguageModel, seq_len: int) -> Corpus:
         return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
@@ -175,11 +227,25 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     return corpus
 
 
+def _text(source: str, path: Path, options: dict[str, Any]) -> Corpus:
+    """The hub's dataset of this name, else the file; its rows are fetched, or it is checked that it is there."""
+    if (preset := hub_settings(source)) is not None:
+        given = {name: options.pop(name) for name in OPTIONS if name in options}
+        # another column is asked for by name: then no template stands before it
+        own = {"template": ""} if "text_field" in given else {}
+        hub = HubCorpus(**(preset | own | given))
+        if not options:
+            _ = hub.kept
+        return hub
+    return _file(source, path, options)
+
+
 def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
     if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
             f"there is no calibration source {source!r}, and no such file ({', '.join(READERS)}, packed or not, or a "
-            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`{nearest(source, SOURCES)}"
+            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`"
+            f"{nearest(source, (*SOURCES, *NAMED))}"
         )
     corpus = FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
     corpus.check()
@@ -203,4 +269,7 @@ def options_of(source: str) -> dict[str, dict[str, Any]]:
         # of a generated text there is no more use than of a whole sequence
         writing["max_new_tokens"] = "the sequence length"
         return {"writing": writing, "sampling": defaults(Sampling), "filter": defaults(PerplexityFilter)} | windows
+    if (preset := hub_settings(source)) is not None:
+        plain = defaults(HubCorpus, without=("name", "licence", "instead"))
+        return {"dataset": {name: preset.get(name, default) for name, default in plain.items()}} | windows
     return windows if source == "random" else {"file": defaults(FileCorpus, without=("path", "name"))} | windows

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -32,17 +32,30 @@ TOO_SHORT, NO_TOKENS = "shorter than the window", "no tokens"
 class Windows:
     """How windows are cut from documents."""
 
-    policy: Literal["packed", "packed_blank", "long_documents"] = "packed"
+    policy: Literal["packed", "packed_blank", "long_documents", "one_per_document"] = "packed"
     """packed: all documents, an EOS after each, cut into consecutive windows.
 
     packed_blank: the same with one blank between documents instead of EOS, as if their texts were joined to one text.
     long_documents: one window at a random place of each document that is long enough; no window crosses documents.
+    one_per_document: the beginning of each document, padded on the right where it is shorter; padding is not counted.
     """
     bos: Literal["document", "window", "none"] = "document"
     """document: where the tokenizer itself puts it, at the start of a document (of the whole text for packed_blank).
 
     window: in addition every window begins with BOS, in place of one token. none: nowhere.
     """
+    eos: Literal["policy", "document", "tokenizer", "none"] = "policy"
+    """document: one after each document. tokenizer: where the tokenizer itself puts one. none: nowhere.
+
+    policy: document for packed, none for packed_blank (whose documents are one text), tokenizer for the others.
+    """
+
+    @property
+    def eos_of_policy(self) -> Literal["document", "tokenizer", "none"]:
+        """Where EOS goes, with "policy" spelt out."""
+        if self.eos != "policy":
+            return self.eos
+        return "document" if self.policy == "packed" else "none" if self.policy == "packed_blank" else "tokenizer"
 
 
 class CutWindows(NamedTuple):
@@ -51,6 +64,8 @@ class CutWindows(NamedTuple):
     input_ids: Int64[Tensor, "batch seq"]
     document_ids: tuple[tuple[str, ...], ...]
     """For each window, the documents that it has tokens of."""
+    attention_mask: Bool[Tensor, "batch seq"] | None = None
+    """False at padding, which is on the right; None where there is none."""
 
 
 class _Piece(NamedTuple):
@@ -90,6 +105,37 @@ class Frame:
         )
 
 
+class Placed(NamedTuple):
+    """The special tokens that windows get, after a look at what the tokenizer adds."""
+
+    before: tuple[int, ...]
+    """Of each document; for packed_blank of the first."""
+    after: tuple[int, ...]
+    """Of each document."""
+    window_begins: int | None
+    """What every window begins with."""
+
+    @classmethod
+    def of(cls, frame: Frame, windows: Windows) -> "Placed":
+        """What the settings mean for this tokenizer.
+
+        Raises:
+            CalibrationError: the tokenizer lacks a token that is asked for, or there is no place for it.
+        """
+        _check(frame, windows)
+        eos = windows.eos_of_policy
+        after = () if windows.policy == "packed_blank" else frame.after
+        if eos == "none":
+            after = tuple(token for token in after if token != frame.eos)
+        elif eos == "document" and frame.eos is not None and after[-1:] != (frame.eos,):
+            after = (*after, frame.eos)
+        return cls(
+            before=() if windows.bos == "none" else frame.before,
+            after=after,
+            window_begins=frame.bos if windows.bos == "window" else None,
+        )
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text of any length, without special tokens around it."""
     # verbose=False: longer than the model's context is as it should be here
@@ -124,19 +170,28 @@ def cut_windows(
         CalibrationError: the documents give too few windows, or the tokenizer lacks a token that the policy needs.
     """
     frame = Frame.of(tokenizer)
-    _check(frame, windows)
+    placed = Placed.of(frame, windows)
     lengths: list[int] = []
-    pieces = _tokenized(documents, tokenizer, windows, frame, lengths)
-    bos = frame.bos if windows.bos == "window" else None
+    pieces = _tokenized(documents, tokenizer, windows, frame, placed, lengths)
+    bos = placed.window_begins
     if windows.policy == "long_documents":
-        cut = _one_per_document(pieces, bos, seq_len, seed, dropped)
+        cut = _inside_documents(pieces, bos, seq_len, seed, dropped)
+    elif windows.policy == "one_per_document":
+        cut = _beginnings(pieces, bos, seq_len, dropped)
     else:
         cut = _consecutive(pieces, bos, seq_len, dropped)
     found = list(track(islice(cut, n_samples), "cutting windows", total=n_samples, unit="window"))
     if len(found) < n_samples:
         raise CalibrationError(_too_little(windows, n_samples, seq_len, len(found), lengths, dropped, corpus))
-    input_ids = torch.tensor([window.token_ids for window in found], dtype=torch.int64)
-    return CutWindows(input_ids, tuple(tuple(dict.fromkeys(window.owners)) for window in found))
+    names = tuple(tuple(dict.fromkeys(window.owners)) for window in found)
+    # what stands at padding is read by no real token and counted nowhere; it only has to be in the vocabulary
+    padded = [
+        window.token_ids
+        + [window.token_ids[-1] if frame.eos is None else frame.eos] * (seq_len - len(window.token_ids))
+        for window in found
+    ]
+    mask = torch.arange(seq_len) < torch.tensor([len(window.token_ids) for window in found])[:, None]
+    return CutWindows(torch.tensor(padded, dtype=torch.int64), names, None if mask.all() else mask)
 
 
 def _tokenized(
@@ -144,11 +199,9 @@ def _tokenized(
     tokenizer: PreTrainedTokenizerBase,
     windows: Windows,
     frame: Frame,
+    placed: Placed,
     lengths: list[int],
 ) -> Iterator[_Piece]:
-    before, after = (frame.before, frame.after) if windows.bos != "none" else ((), ())
-    if windows.policy == "packed" and frame.eos is not None and after[-1:] != (frame.eos,):
-        after = (*after, frame.eos)
     for number, document in enumerate(documents):
         goes_on = windows.policy == "packed_blank" and number > 0
         blank = frame.blank if goes_on else ""
@@ -157,9 +210,9 @@ def _tokenized(
         else:
             body = (tokenize(tokenizer, blank) if blank else []) + _without_ends(document.token_ids, frame)
         if windows.policy == "packed_blank":
-            token_ids = body if goes_on else [*before, *body]
+            token_ids = body if goes_on else [*placed.before, *body]
         else:
-            token_ids = [*before, *body, *after]
+            token_ids = [*placed.before, *body, *placed.after]
         lengths.append(len(token_ids))
         yield _Piece(token_ids, [document.id] * len(token_ids))
 
@@ -193,7 +246,21 @@ def _consecutive(pieces: Iterable[_Piece], bos: int | None, seq_len: int, droppe
         del token_ids[:start], owners[:start]
 
 
-def _one_per_document(
+def _beginnings(pieces: Iterable[_Piece], bos: int | None, seq_len: int, dropped: Counter[str]) -> Iterator[_Piece]:
+    in_vain = 0
+    for token_ids, owners in pieces:
+        if not token_ids:
+            dropped[NO_TOKENS] += 1
+            in_vain += 1
+            if in_vain >= GIVE_UP_AFTER:
+                return
+            continue
+        in_vain = 0
+        begun = [bos] if bos is not None and token_ids[0] != bos else []
+        yield _Piece([*begun, *token_ids][:seq_len], owners[:1])
+
+
+def _inside_documents(
     pieces: Iterable[_Piece], bos: int | None, seq_len: int, seed: int, dropped: Counter[str]
 ) -> Iterator[_Piece]:
     in_vain = 0
@@ -219,10 +286,15 @@ def _beginning_with(bos: int | None, window: _Piece) -> tuple[_Piece, int]:
 
 
 def _check(frame: Frame, windows: Windows) -> None:
-    if windows.policy == "packed" and frame.eos is None:
+    if windows.policy == "packed_blank" and windows.eos_of_policy != "none":
         raise CalibrationError(
-            "windows policy packed puts EOS between documents, but the tokenizer has no EOS token; "
-            "use windows policy packed_blank, or give the tokenizer its eos_token"
+            f"eos={windows.eos} was asked for, but windows policy packed_blank makes one text of all documents, which "
+            f"has no place for EOS; use windows policy packed"
+        )
+    if windows.eos_of_policy == "document" and frame.eos is None:
+        raise CalibrationError(
+            f"windows policy {windows.policy} puts EOS after each document, but the tokenizer has no EOS token; "
+            f"use windows policy packed_blank or eos=none, or give the tokenizer its eos_token"
         )
     if windows.bos == "window" and frame.bos is None:
         raise CalibrationError(
@@ -244,6 +316,9 @@ def _too_little(
     if windows.policy == "long_documents":
         gave = f"only {found:,} of the {len(lengths):,} documents of {corpus!r} have {seq_len:,} tokens ({typical})"
         advice = "use longer documents, a smaller seq_len, fewer samples, or windows policy packed"
+    elif windows.policy == "one_per_document":
+        gave = f"{corpus!r} has only {len(lengths):,} documents, and {found:,} of them have a token ({typical})"
+        advice = "use more documents, fewer samples, or windows policy packed"
     else:
         gave = (
             f"the {len(lengths):,} documents of {corpus!r} give only {found:,} windows "

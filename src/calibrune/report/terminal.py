@@ -18,8 +18,11 @@ WIDEST = 110
 def set_text(manifest: Mapping[str, Any]) -> str:
     """A calibration set: its name and size, and how it came to be."""
     dropped = manifest.get("dropped") or {}
+    source = manifest["source"]
+    parts = {f"part {i}": _facts(part["source"]) for i, part in enumerate(source.get("parts", ()), 1)}
     about = {
-        "source": _facts(manifest["source"]),
+        "source": _facts({key: value for key, value in source.items() if key != "parts"}),
+        **parts,
         "windows": _facts(manifest.get("windows") or {}),
         "filters": "; ".join(_facts(one) for one in manifest.get("filters") or []),
         "dropped": ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()),
@@ -113,7 +116,8 @@ def _calibration(manifest: Mapping[str, Any] | None) -> str:
 
 
 def _sequences(manifest: Mapping[str, Any]) -> str:
-    return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens"
+    padded = f" ({manifest['real_tokens']:,} real ones, the rest is padding)" if "real_tokens" in manifest else ""
+    return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens{padded}"
 
 
 def _layers(layers: Sequence[Layer], every_layer: bool) -> list[str]:

@@ -1,0 +1,99 @@
+"""Mixtures: the shares by hand and by property, nested subsets, and that each part is what it is by itself."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from in_memory import InMemory
+
+from calibrune.calibration.build import CalibrationRecipe, build
+from calibrune.calibration.filters import LengthFilter
+from calibrune.calibration.mixture import Mixture, Part
+from calibrune.calibration.windows import Windows
+from calibrune.errors import CalibrationError, ConfigError
+
+A, B = (InMemory(*(letter * 12 for _ in range(60)), name=name) for letter, name in (("a", "one"), ("b", "two")))
+
+
+def mixture(*weights: float) -> Mixture:
+    return Mixture(parts=tuple((InMemory("x", name=f"part {i}"), weight) for i, weight in enumerate(weights)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "turns"),
+    [
+        ((1, 1), [0, 1, 0, 1, 0, 1, 0, 1]),
+        ((0.75, 0.25), [0, 0, 0, 1, 0, 0, 0, 1]),
+        ((1, 3), [1, 1, 0, 1, 1, 1, 0, 1]),
+        ((1,), [0] * 8),
+    ],
+)
+def test_turns_by_hand(weights, turns):
+    assert mixture(*weights).turns(8) == turns
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 200))
+def test_every_beginning_has_the_shares_to_within_one_sample(weights, n):
+    mixed = mixture(*weights)
+    turns = mixed.turns(n)
+    for end in range(n + 1):
+        for part, weight in enumerate(weights):
+            assert abs(turns[:end].count(part) - Fraction(end * weight, sum(weights))) < 1
+    assert mixed.turns(n // 2) == turns[: n // 2]
+
+
+def test_the_parts_are_dealt_out_and_each_is_what_it_is_by_itself(tokenizer):
+    options = {"n_samples": 8, "seq_len": 8, "seed": 4}
+    made = build(CalibrationRecipe(corpus=Mixture(parts=((A, 0.75), (B, 0.25))), **options), tokenizer)
+    one = build(CalibrationRecipe(corpus=A, **options | {"n_samples": 6}), tokenizer)
+    two = build(CalibrationRecipe(corpus=B, **options | {"n_samples": 2}), tokenizer)
+    assert torch.equal(made.input_ids[[0, 1, 2, 4, 5, 6]], one.input_ids)
+    assert torch.equal(made.input_ids[[3, 7]], two.input_ids)
+    assert made.manifest["document_ids"][3] == [f"two/{name}" for name in two.manifest["document_ids"][0]]
+    assert set(made.manifest["text_sha256"]) == {name for row in made.manifest["document_ids"] for name in row}
+
+
+def test_a_smaller_mixture_is_the_beginning_of_a_larger_one(tokenizer):
+    mixed = Mixture(parts=((A, 2), (B, 1)))
+    few, many = (build(CalibrationRecipe(corpus=mixed, n_samples=n, seq_len=8), tokenizer) for n in (7, 14))
+    assert torch.equal(many.input_ids[:7], few.input_ids)
+    assert many.take(7).fingerprint == few.fingerprint
+
+
+def test_a_part_has_filters_of_its_own(tokenizer):
+    short = InMemory(*("c" * (3 if i % 2 else 20) for i in range(40)), name="short")
+    parts = (Part(corpus=A), Part(corpus=short, filters=(LengthFilter(min_chars=10),)))
+    made = build(CalibrationRecipe(corpus=Mixture(parts=parts), n_samples=8, seq_len=8), tokenizer)
+    by_name = {part["name"]: part for part in made.manifest["parts"]}
+    assert by_name["one"]["dropped"] == {}
+    assert by_name["short"]["dropped"] == made.dropped
+    assert sum(made.dropped.values()) > 0
+    assert made.manifest["source"]["parts"][1]["filters"] == [{"kind": "LengthFilter", "min_chars": 10}]
+
+
+def test_padded_and_full_samples_can_be_mixed(tokenizer):
+    short = InMemory(*("c" * 3 for _ in range(9)), name="short")
+    how = Windows(policy="one_per_document")
+    mixed = CalibrationRecipe(corpus=Mixture(parts=((A, 1), (short, 1))), windows=how, n_samples=4, seq_len=8)
+    made = build(mixed, tokenizer)
+    assert made.attention_mask.sum(dim=1).tolist() == [8, 4, 8, 4]
+    assert made.manifest["real_tokens"] == 24
+
+
+def test_two_parts_of_one_name_are_told_apart(tokenizer):
+    made = build(CalibrationRecipe(corpus=Mixture(parts=((A, 1), (A, 1))), n_samples=2, seq_len=8), tokenizer)
+    assert [part["name"] for part in made.manifest["parts"]] == ["one", "one 2"]
+
+
+def test_a_part_that_gives_too_little_is_named(tokenizer):
+    few = InMemory("abc", name="few")
+    with pytest.raises(CalibrationError, match="documents of 'few' give only"):
+        build(CalibrationRecipe(corpus=Mixture(parts=((A, 1), (few, 1))), n_samples=8, seq_len=8), tokenizer)
+
+
+@pytest.mark.parametrize("parts", [(), ((A, 0),), ((A, -1.0),), (A,)])
+def test_a_mixture_that_cannot_be_is_refused(parts):
+    with pytest.raises(ConfigError):
+        Mixture(parts=parts)
