@@ -9,6 +9,7 @@ from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import SOURCES, options_of, parse_spec, prepare_calibration
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
+from calibrune.corpora.engines import ENGINES
 from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
@@ -192,14 +193,26 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         return {name: _described(kind) for name, kind in ALLOCATORS.items()}
     if what == "sources":
         named = {name: {"summary": summary, "options": options_of(name)} for name, summary in SOURCES.items()}
-        return named | {
-            "FILE": {
-                "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
-                "options": options_of("FILE"),
-            },
-            "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
-            "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
+        elsewhere = {
+            f"selfgen:engine={name}": {
+                "summary": (kind.__doc__ or "").strip().splitlines()[0],
+                "options": {name: ({"url": "http://..."} if name == "server" else {}) | defaults(kind)},
+            }
+            for name, kind in ENGINES.items()
+            if name != "transformers"
         }
+        return (
+            named
+            | elsewhere
+            | {
+                "FILE": {
+                    "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
+                    "options": options_of("FILE"),
+                },
+                "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
+                "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
+            }
+        )
     if what == "texts":
         return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
     if what == "models":

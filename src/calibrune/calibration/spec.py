@@ -12,20 +12,25 @@ from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter, PerplexityFilter
 from calibrune.calibration.windows import Windows
+from calibrune.corpora.chat import Chat
 from calibrune.corpora.document import Corpus
+from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.files import READERS, FileCorpus, check_is_file
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
 from calibrune.lm.loading import LanguageModel
-from calibrune.settings import defaults, nearest
+from calibrune.settings import choose, defaults, nearest
 
 SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
     "random": "uniformly random tokens: the control that carries no language",
 }
 """Named sources; files, folders and token files are given by their path."""
+
+STUDY = {"n_texts": 5000, "max_new_tokens": 2048, "prefix_tokens": 2, "among": 5000, "drop_highest": 0.2}
+"""`selfgen:preset=study`: what the study's scripts do (Ji et al., 2025); its sampling is the default anyway."""
 
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 2048
 
@@ -110,6 +115,10 @@ def _tokens(path: Path, options: dict[str, Any], n_samples: int | None, seq_len:
 def _recipe(
     source: str, path: Path, options: dict[str, Any], n_samples: int | None, seq_len: int | None, seed: int
 ) -> Callable[[LanguageModel], CalibrationRecipe]:
+    if source == "selfgen" and (preset := options.pop("preset", None)) is not None:
+        if preset != "study":
+            raise ConfigError(f"there is no preset {preset!r}{nearest(str(preset), ('study',))}")
+        options = STUDY | options
     windows = Windows(**_taken(options, Windows, rename={"windows": "policy"}))
     filters: tuple[Filter, ...] = ()
     corpus: Callable[[LanguageModel, int], Corpus]
@@ -156,21 +165,32 @@ def _random_tokens(seed: int) -> Callable[[LanguageModel, int], Corpus]:
     return lambda lm, seq_len: RandomTokens(tokenizer=lm.tokenizer, length=seq_len, seed=seed)
 
 
+PROMPTS = ("bos", "random", "chat")
+"""Prompts that need no file."""
+
+_NOT_IN_A_SPEC = ("model", "sampling", "seed", "chat", "engine", "reader")
+
+
 def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageModel, int], Corpus]:
     sampling = Sampling(**_taken(options, Sampling))
-    own = _taken(options, SelfGeneration, without=("model", "sampling", "seed"))
+    chat = Chat(**_taken(options, Chat))
+    own = _taken(options, SelfGeneration, without=_NOT_IN_A_SPEC)
+    name = str(options.pop("engine", "transformers"))
+    # an unknown engine has no options, and is told of below
+    engine = choose(ENGINES, "engine", name, _taken(options, ENGINES.get(name, Chat)))
     prompts = own.get("prompts", "random")
-    if prompts not in ("bos", "random"):
+    if prompts not in PROMPTS:
         path = Path(str(prompts)).expanduser()
         if not path.exists() and not any(ending in path.name for ending in READERS):
             raise ConfigError(
-                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random'))}; or give the path of "
+                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), PROMPTS)}; or give the path of "
                 f"a file of documents ({', '.join(READERS)})"
             )
         own["prompts"] = _file(str(prompts), path, {})
 
     def corpus(lm: LanguageModel, seq_len: int) -> Corpus:
-        return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
+        given = {"max_new_tokens": seq_len} | own
+        return SelfGeneration(model=lm, sampling=sampling, seed=seed, chat=chat, engine=engine, **given)
 
     return corpus
 
@@ -199,8 +219,9 @@ def options_of(source: str) -> dict[str, dict[str, Any]]:
     """The options of a kind of source with their defaults, by what they are about."""
     windows = {"windows": {"windows": Windows().policy} | defaults(Windows, without=("policy",))}
     if source == "selfgen":
-        writing = defaults(SelfGeneration, without=("model", "sampling", "seed"))
+        writing = defaults(SelfGeneration, without=_NOT_IN_A_SPEC) | {"engine": "transformers", "preset": None}
         # of a generated text there is no more use than of a whole sequence
         writing["max_new_tokens"] = "the sequence length"
-        return {"writing": writing, "sampling": defaults(Sampling), "filter": defaults(PerplexityFilter)} | windows
+        said = {"writing": writing, "sampling": defaults(Sampling), "chat": defaults(Chat)}
+        return said | {"filter": defaults(PerplexityFilter)} | windows
     return windows if source == "random" else {"file": defaults(FileCorpus, without=("path", "name"))} | windows
