@@ -3,13 +3,14 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, generation, methods, rounding
+from benchmarks import demo, generation, methods, rounding, scale
 from benchmarks.rows import save
 
 MEASUREMENTS = {
     "demo": demo.measure,
     "generation": generation.measure,
     "rounding": rounding.measure,
+    "scale": scale.measure,
     **{name: partial(methods.measure, name) for name in methods.PLANS},
 }
 

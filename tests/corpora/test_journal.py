@@ -93,7 +93,7 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_what_was_there(file, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda handle, data: full(handle, data) if len(data) > 20 else full(handle, b""))
-        with pytest.raises(RunError, match="No space left on device.*; the 1 before them are safe: make room"):
+        with pytest.raises(RunError, match=r"No space left on device.*; the 1 before them are safe: make room"):
             journal.append({"b": text(2)})
     assert file.read_bytes() == before
     journal.append({"b": text(2)})

@@ -30,7 +30,7 @@ def test_the_plan_says_texts_tokens_bytes_and_where(tmp_path, said):
     assert "more texts where the model ends them early" in said.text
     said.clear()
     Pace(Reader(10**9, 0.8, 5000), 5000, 2048).plan(Journal(tmp_path / "x.jsonl"))
-    assert "writing 5,000 texts of up to 2,048 tokens (0 are there): up to 10,240,000 tokens and 286" in said.text
+    assert "writing 5,000 texts of up to 2,048 tokens (0 are there): up to 10,240,000 tokens and 287 MB" in said.text
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
@@ -41,7 +41,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, m
         if fits:
             pace.plan(Journal(tmp_path / "x.jsonl"))
         else:
-            with pytest.raises(OutputError, match="up to 45 kB of texts are to be kept .* make room"):
+            with pytest.raises(OutputError, match=r"up to 45 kB of texts are to be kept .* make room"):
                 pace.plan(Journal(tmp_path / "x.jsonl"))
 
 
