@@ -1,4 +1,4 @@
-"""Self-generation at the study's scale with a tiny random model: 5,000 texts of 2,048 tokens, how much memory they take.
+"""Self-generation at the scale of the study with a tiny random model: how much memory 5,000 texts take.
 
 The model is nothing, so that what is measured is ours: schedule, journal, filter among all 5,000, windows.
 """

