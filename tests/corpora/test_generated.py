@@ -17,8 +17,8 @@ from tiny_models import tiny_lm, tiny_model
 
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.filters import PerplexityFilter
-from calibrune.corpora import generated
 from calibrune.corpora.document import Document
+from calibrune.corpora.engines import local
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.lm.generation import Sampling
@@ -62,7 +62,7 @@ def ids_of(corpus: SelfGeneration, n: int | None = None) -> list[tuple[int, ...]
 
 
 def empty_the_cache(cache: Path) -> None:
-    for file in sorted(cache.rglob("*.json")):
+    for file in sorted(cache.rglob("*.jsonl")):
         file.unlink()
 
 
@@ -70,13 +70,13 @@ def empty_the_cache(cache: Path) -> None:
 def calls(monkeypatch) -> list[int]:
     """How many texts each call of `generate` was asked for."""
     made: list[int] = []
-    original = generated.generate
+    original = local.generate
 
     def counting(model, prompts, seeds, **options):
         made.append(len(prompts))
         return original(model, prompts, seeds, **options)
 
-    monkeypatch.setattr(generated, "generate", counting)
+    monkeypatch.setattr(local, "generate", counting)
     return made
 
 
@@ -192,7 +192,7 @@ def test_a_run_that_was_killed_goes_on_with_the_batch_it_was_at(cache, monkeypat
     uninterrupted = list(writer().documents())
     empty_the_cache(cache)
     calls.clear()
-    counting = generated.generate
+    counting = local.generate
 
     def killed_in_the_third(*args, **options):
         if len(calls) == 2:
@@ -200,68 +200,12 @@ def test_a_run_that_was_killed_goes_on_with_the_batch_it_was_at(cache, monkeypat
         return counting(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generated, "generate", killed_in_the_third)
+        patch.setattr(local, "generate", killed_in_the_third)
         with pytest.raises(KeyboardInterrupt):
             list(writer().documents())
     assert calls == [4, 4]
     assert list(writer().documents()) == uninterrupted
     assert calls == [4, 4, 2]
-
-
-def test_a_run_that_was_killed_while_it_kept_a_batch_keeps_no_half_of_it(cache, monkeypatch, calls):
-    uninterrupted = list(writer().documents())
-    empty_the_cache(cache)
-    with monkeypatch.context() as patch:
-
-        def half(self, text, *_args, **_options):
-            self.write_bytes(text[: len(text) // 2].encode())
-            raise KeyboardInterrupt
-
-        patch.setattr(Path, "write_text", half)
-        with pytest.raises(KeyboardInterrupt):
-            list(writer().documents())
-    assert list(cache.rglob("*.json")) == []
-    assert list(writer().documents()) == uninterrupted
-
-
-def of_other_prompts(content: bytes) -> bytes:
-    rows = json.loads(content)
-    for row in rows:
-        row["token_ids"][0] = 5
-    return json.dumps(rows).encode()
-
-
-def without_a_score(content: bytes) -> bytes:
-    rows = json.loads(content)
-    rows[0]["log_probs"].pop()
-    return json.dumps(rows).encode()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[: len(content) // 2],
-        lambda content: b"",
-        lambda content: b"\xff" + content,
-        lambda content: b"[]",
-        lambda content: b"null",
-        lambda content: b"{}",
-        lambda content: b"[1, 2, 3, 4]",
-        lambda content: b'[{"token_ids": null, "prompt_length": 1, "log_probs": [], "finished": true}]',
-        lambda content: json.dumps(json.loads(content)[:-1]).encode(),
-        of_other_prompts,
-        without_a_score,
-    ],
-)
-def test_a_damaged_batch_is_written_anew(damage, cache, calls):
-    first = list(writer().documents())
-    calls.clear()
-    file = sorted(cache.rglob("*.json"))[1]
-    whole = file.read_bytes()
-    file.write_bytes(damage(whole))
-    assert list(writer().documents()) == first
-    assert calls == [4]
-    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])

@@ -124,10 +124,8 @@ def test_an_option_or_a_command_without_help_is_an_error():
 def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(root, capsys):
     assert generate.main(["--check"], TABLES, root) == 1
     err = capsys.readouterr().err
-    assert (
-        "out of date: docs/methods.md, docs/allocations.md, docs/calibration.md, docs/commands.md, README.md; run: make docs"
-        in err
-    )
+    pages = "docs/methods.md, docs/allocations.md, docs/calibration.md, docs/commands.md, README.md"
+    assert f"out of date: {pages}; run: make docs" in err
     assert "wanda" not in (root / "docs/methods.md").read_text()
     assert generate.main([], TABLES, root) == 0
     assert (root / "docs/commands.md").read_text() == (

@@ -13,10 +13,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
-from calibrune.calibration.filters import Filter
+from calibrune.calibration.filters import Filter, PerplexityFilter
 from calibrune.calibration.mixture import Mixture
 from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
 from calibrune.corpora.document import Corpus, Document
+from calibrune.corpora.generated import SelfGeneration
+from calibrune.corpora.pace import Reader
 from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.settings import settings
@@ -105,10 +107,9 @@ class _Drawn(NamedTuple):
 
 def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
     """The windows of a single corpus."""
-    assert not isinstance(recipe.corpus, Mixture)
     dropped: Counter[str] = Counter()
     watch = _Watch(recipe.corpus.name, dropped)
-    documents = watch.coming(documents_in_random_order(recipe.corpus, recipe.seed))
+    documents = watch.coming(documents_in_random_order(_planned(recipe), recipe.seed))
     for one in recipe.filters:
         documents = one.keep(documents, dropped)
     cut = cut_windows(
@@ -183,6 +184,19 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: C
         "tokenizer_adds_eos": frame.eos is not None and frame.eos in frame.after,
         "samples_that_begin_with_bos": begin,
     }
+
+
+def _planned(recipe: CalibrationRecipe) -> Corpus:
+    """The corpus; one that is still to be written is told how much of it will be read."""
+    assert not isinstance(recipe.corpus, Mixture)
+    if not isinstance(recipe.corpus, SelfGeneration):
+        return recipe.corpus
+    kept, group = 1.0, 1
+    for one in recipe.filters:
+        if isinstance(one, PerplexityFilter):
+            kept *= 1 - one.drop_highest - one.drop_lowest
+            group = max(group, one.among or recipe.corpus.n_texts or 1)
+    return recipe.corpus.expecting(Reader(recipe.n_samples * recipe.seq_len, kept, group))
 
 
 class _Watch:

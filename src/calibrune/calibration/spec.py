@@ -13,7 +13,9 @@ from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter, PerplexityFilter
 from calibrune.calibration.mixture import Mixture, Part
 from calibrune.calibration.windows import Windows
+from calibrune.corpora.chat import Chat
 from calibrune.corpora.document import Corpus
+from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.files import READERS, FileCorpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.hub import HubCorpus
@@ -22,13 +24,16 @@ from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
 from calibrune.lm.loading import LanguageModel
-from calibrune.settings import defaults, nearest
+from calibrune.settings import choose, defaults, nearest
 
 SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
     "random": "uniformly random tokens: the control that carries no language",
 }
 """Sources that need no text of anybody's; those of the hub are in `NAMED`; files and folders are given by path."""
+
+STUDY = {"n_texts": 5000, "max_new_tokens": 2048, "prefix_tokens": 2, "among": 5000, "drop_highest": 0.2}
+"""`selfgen:preset=study`: what the study's scripts do (Ji et al., 2025); its sampling is the default anyway."""
 
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 2048
 
@@ -140,6 +145,10 @@ def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
     weight = options.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise ConfigError(f"the weight of {source!r} cannot be {weight!r}: give a number above 0")
+    if source == "selfgen" and (preset := options.pop("preset", None)) is not None:
+        if preset != "study":
+            raise ConfigError(f"there is no preset {preset!r}{nearest(str(preset), ('study',))}")
+        options = STUDY | options
     filters: tuple[Filter, ...] = ()
     corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
@@ -207,22 +216,33 @@ def _random_tokens(seed: int) -> Callable[[LanguageModel, int], Corpus]:
     return lambda lm, seq_len: RandomTokens(tokenizer=lm.tokenizer, length=seq_len, seed=seed)
 
 
+PROMPTS = ("bos", "random", "chat")
+"""Prompts that need no file."""
+
+_NOT_IN_A_SPEC = ("model", "sampling", "seed", "chat", "engine", "reader")
+
+
 def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageModel, int], Corpus]:
     sampling = Sampling(**_taken(options, Sampling))
-    own = _taken(options, SelfGeneration, without=("model", "sampling", "seed"))
+    chat = Chat(**_taken(options, Chat))
+    own = _taken(options, SelfGeneration, without=_NOT_IN_A_SPEC)
+    name = str(options.pop("engine", "transformers"))
+    # an unknown engine has no options, and is told of below
+    engine = choose(ENGINES, "engine", name, _taken(options, ENGINES.get(name, Chat)))
     prompts = own.get("prompts", "random")
-    if prompts not in ("bos", "random"):
+    if prompts not in PROMPTS:
         path = Path(str(prompts)).expanduser()
         is_named = hub_settings(str(prompts)) is not None
         if not is_named and not path.exists() and not any(ending in path.name for ending in READERS):
             raise ConfigError(
-                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), ('bos', 'random', *NAMED))}; or give the "
+                f"there are no prompts {str(prompts)!r}{nearest(str(prompts), (*PROMPTS, *NAMED))}; or give the "
                 f"path of a file of documents ({', '.join(READERS)})"
             )
         own["prompts"] = _text(str(prompts), path, {})
 
     def corpus(lm: LanguageModel, seq_len: int) -> Corpus:
-        return SelfGeneration(model=lm, sampling=sampling, seed=seed, **({"max_new_tokens": seq_len} | own))
+        given = {"max_new_tokens": seq_len} | own
+        return SelfGeneration(model=lm, sampling=sampling, seed=seed, chat=chat, engine=engine, **given)
 
     return corpus
 
@@ -265,10 +285,11 @@ def options_of(source: str) -> dict[str, dict[str, Any]]:
     """The options of a kind of source with their defaults, by what they are about."""
     windows = {"windows": {"windows": Windows().policy} | defaults(Windows, without=("policy",))}
     if source == "selfgen":
-        writing = defaults(SelfGeneration, without=("model", "sampling", "seed"))
+        writing = defaults(SelfGeneration, without=_NOT_IN_A_SPEC) | {"engine": "transformers", "preset": None}
         # of a generated text there is no more use than of a whole sequence
         writing["max_new_tokens"] = "the sequence length"
-        return {"writing": writing, "sampling": defaults(Sampling), "filter": defaults(PerplexityFilter)} | windows
+        said = {"writing": writing, "sampling": defaults(Sampling), "chat": defaults(Chat)}
+        return said | {"filter": defaults(PerplexityFilter)} | windows
     if (preset := hub_settings(source)) is not None:
         plain = defaults(HubCorpus, without=("name", "licence", "instead"))
         return {"dataset": {name: preset.get(name, default) for name, default in plain.items()}} | windows

@@ -1,32 +1,31 @@
 """Text that the model to be pruned writes itself: a corpus like any other (Ji et al., 2025, arXiv 2410.17711).
 
-Texts are written in batches of a fixed schedule, and every finished batch is kept on disk: a run that was killed goes
-on with the batch it was at, and gives what an uninterrupted one gives.
+Which texts there are is said here; what writes them is an engine (`corpora/engines/`). Every finished text is kept on
+disk, and a run that was killed goes on where it was.
 """
 
 import hashlib
 import itertools
 import json
-import logging
-import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
-import transformers
 from annotated_types import Ge
 
+from calibrune.corpora.chat import Chat, Frame
 from calibrune.corpora.document import Corpus, Document
+from calibrune.corpora.engines import Engine, Session, Transformers
+from calibrune.corpora.journal import Journal
+from calibrune.corpora.pace import Pace, Reader
 from calibrune.corpora.sampling import documents_in_random_order
+from calibrune.corpora.writing import Leg, Request, Writer
 from calibrune.errors import CorpusError
-from calibrune.lm.generation import GeneratedText, Sampling, end_token_ids, generate
-from calibrune.lm.loading import LanguageModel, cache_folder, compute, weights_fingerprint
+from calibrune.lm.generation import Sampling, end_token_ids
+from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 from calibrune.seeds import seed_for
 from calibrune.settings import settings
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Counts changes of the generator that change what is written for the same settings."""
@@ -37,19 +36,25 @@ class SelfGeneration:
     """Texts that the model writes, each from a short prompt; as many as are read."""
 
     model: LanguageModel
-    prompts: Corpus | Literal["bos", "random"] = "random"
-    """Where the first tokens come from: a corpus's documents; or the model alone, from its beginning-of-sequence token
-    or from a random first token. Where the tokenizer begins a text with BOS, so does every prompt."""
+    prompts: Corpus | Literal["bos", "random", "chat"] = "random"
+    """Where the first tokens come from: a corpus's documents; or the model alone, from its beginning-of-sequence token,
+    from a random first token, or from the chat template's opening of a user turn. Where the tokenizer begins a text
+    with BOS, so does every prompt."""
     prefix_tokens: Annotated[int, Ge(1)] = 2
     """First tokens of each document that make a prompt (BOS not counted); the study found 1 to 4 best."""
     sampling: Sampling = Sampling()
     max_new_tokens: Annotated[int, Ge(1)] = 2048
-    """Longest continuation; cut to what the model's context holds."""
+    """Longest continuation, or answer of a chat; cut to what the model's context holds."""
+    chat: Chat = Chat()
+    """What a chat is like, for `prompts="chat"`."""
+    engine: Engine = Transformers()
     batch_size: Annotated[int, Ge(1)] = 32
-    """Texts written side by side; changes the texts by rounding only."""
+    """Texts written side by side; changes the texts by rounding only. Of no account for a server."""
     n_texts: Annotated[int, Ge(1)] | None = None
     """Stop after so many texts; None: as many as are read. Fewer are the first of more, up to rounding."""
     seed: int = 0
+    reader: Reader | None = None
+    """How much will be read, for the plan and the time left; changes no text and is not recorded."""
 
     @property
     def name(self) -> str:
@@ -61,71 +66,84 @@ class SelfGeneration:
 
     def describe(self) -> dict[str, Any]:
         """All that can change a text: weights, prompts, settings, versions."""
-        return {
+        return self._describe(self.engine.open(self.model))
+
+    def _describe(self, session: Session) -> dict[str, Any]:
+        from_corpus, from_chat = isinstance(self.prompts, Corpus), self.prompts == "chat"
+        record = {
             "kind": "self-generated text",
             "name": self.name,
             "model": self.model.source | {"weights": weights_fingerprint(self.model.model)},
-            "prompts": self.prompts if isinstance(self.prompts, str) else self.prompts.describe(),
-            "prefix_tokens": None if isinstance(self.prompts, str) else self.prefix_tokens,
+            "prompts": self.prompts.describe() if isinstance(self.prompts, Corpus) else self.prompts,
+            "prefix_tokens": self.prefix_tokens if from_corpus else None,
             "sampling": asdict(self.sampling),
             "max_new_tokens": self.max_new_tokens,
-            "batch_size": self.batch_size,
+            "batch_size": self.batch_size if session.in_flight is None else None,
             "n_texts": self.n_texts,
             "end_token_ids": list(self._end_ids),
             "seed": self.seed,
-            "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
-            "compute": compute(self.model.model),
+            **session.describe(),
             "format": FORMAT,
             "licence": "the model's own; no text of anybody's but the prompts' first tokens",
         }
+        if from_chat:
+            record["chat"] = asdict(self.chat) | {"template_sha256": Frame.of(self.model, self.chat).sha256}
+        return record
+
+    def expecting(self, reader: Reader) -> "SelfGeneration":
+        """The same texts, planned for somebody who reads so much of them."""
+        return replace(self, reader=reader)
 
     def documents(self) -> Iterator[Document]:
-        """Write texts, batch by batch; batches that an earlier run finished are read back."""
-        # more texts of the same kind begin with the same full batches
-        record = json.dumps(self.describe() | {"n_texts": None}, sort_keys=True)
-        folder = cache_folder() / "generated" / hashlib.sha256(record.encode()).hexdigest()[:16]
-        prompts = itertools.islice(self._prompts(), self.n_texts)
-        for number in itertools.count():
-            batch = list(itertools.islice(prompts, self.batch_size))
-            if not batch:
-                return
-            # the size is in the name: texts written beside others are the same up to rounding only
-            file = folder / f"batch-{number:05d}-of-{len(batch)}.json"
-            texts = _read(file, batch) or self._write(file, batch)
-            for (document_id, _), text in zip(batch, texts, strict=True):
-                words = self.model.tokenizer.decode(text.token_ids, skip_special_tokens=True)
-                yield Document(words, document_id, text.token_ids, text.perplexity)
+        """Write texts as they are read; those that an earlier run finished are read back.
 
-    def _write(self, file: Path, batch: list[tuple[str, list[int]]]) -> list[GeneratedText]:
-        texts = generate(
-            self.model.model,
-            [prompt for _, prompt in batch],
-            [seed_for(self.seed, "generation", document_id) for document_id, _ in batch],
-            max_new_tokens=self._room(),
-            sampling=self.sampling,
-            end_ids=self._end_ids,
-            pad_id=self.model.tokenizer.pad_token_id or 0,
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-        unfinished.write_text(json.dumps([asdict(text) for text in texts]))
-        unfinished.replace(file)
-        return texts
+        Raises:
+            CorpusError: there are no prompts, or no room for texts.
+            OutputError: the disk has too little room for what is planned.
+            RunError: the engine failed for good, or a text cannot be kept; those before it are safe.
+        """
+        session = self.engine.open(self.model)
+        # more texts of the same kind begin with the same ones
+        record = json.dumps(self._describe(session) | {"n_texts": None}, sort_keys=True)
+        journal = Journal(generated_folder() / f"{hashlib.sha256(record.encode()).hexdigest()[:16]}.jsonl")
+        legs = self._legs()
+        pace = Pace(self.reader, self.n_texts, sum(leg.room + len(leg.then) for leg in legs))
+        pace.plan(journal)
+        writer = Writer(session, legs, self.sampling, self.seed)
+        requests = itertools.islice(self._requests(), self.n_texts)
+        if session.in_flight is None:
+            written = writer.in_batches(requests, self.batch_size, journal)
+        else:
+            written = writer.in_flight(requests, session.in_flight, journal)
+        same: dict[int, int] = {}  # one number for all the tokens of an id: 5,000 texts are held by some filters
+        for some in written:
+            pace.note([len(text.log_probs) for _, text in some.texts], some.new)
+            for request, text in some.texts:
+                ids = tuple(same.setdefault(i, i) for i in text.token_ids)
+                words = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+                yield Document(words, request.id, ids, text.perplexity)
 
     @property
     def _end_ids(self) -> tuple[int, ...]:
         return end_token_ids(self.model.model, self.model.tokenizer.eos_token_id)
 
-    def _room(self) -> int:
-        """Tokens that a continuation can have: the same for every text, whatever the other prompts of its batch."""
+    def _legs(self) -> tuple[Leg, ...]:
+        """What the model writes of a text: the same lengths for every text, whatever the other prompts of its batch."""
         context = self.model.context_length
-        longest = len(_beginning(self.model)) + (1 if isinstance(self.prompts, str) else self.prefix_tokens)
+        if self.prompts == "chat":
+            frame = Frame.of(self.model, self.chat)
+            return frame.legs(self.chat, max_new_tokens=self.max_new_tokens, end_ids=self._end_ids, context=context)
+        longest = len(_beginning(self.model)) + (self.prefix_tokens if isinstance(self.prompts, Corpus) else 1)
         if context is not None and longest >= context:
             raise CorpusError(
                 f"prompts of {longest} tokens leave no room in the model's context of {context}; "
                 f"use fewer prefix_tokens (the study found 1 to 4 best)"
             )
-        return self.max_new_tokens if context is None else min(self.max_new_tokens, context - longest)
+        room = self.max_new_tokens if context is None else min(self.max_new_tokens, context - longest)
+        return (Leg(room, self._end_ids),)
+
+    def _requests(self) -> Iterator[Request]:
+        return (Request(document_id, tuple(prompt)) for document_id, prompt in self._prompts())
 
     def _prompts(self) -> Iterator[tuple[str, list[int]]]:
         """Endless (document id, prompt); a corpus that ends is begun again, for another draw of each prompt."""
@@ -137,6 +155,9 @@ class SelfGeneration:
                     "prompts='bos' was asked for, but the tokenizer has no BOS token; use prompts='random'"
                 )
             yield from ((f"bos/{i}", first) for i in itertools.count())
+        elif self.prompts == "chat":
+            opening = list(Frame.of(self.model, self.chat).opening)
+            yield from ((f"chat/{i}", opening) for i in itertools.count())
         elif self.prompts == "random":
             ordinary = sorted(
                 set(range(min(self.model.vocab_size, len(self.model.tokenizer))))
@@ -171,18 +192,6 @@ def _beginning(model: LanguageModel) -> list[int]:
     return [bos] if bos is not None and model.tokenizer("a").input_ids[0] == bos else []
 
 
-def _read(file: Path, batch: list[tuple[str, list[int]]]) -> list[GeneratedText] | None:
-    """The finished texts of these prompts; None where there are none, or the file is damaged or of other prompts."""
-    try:
-        texts = [
-            GeneratedText(tuple(row["token_ids"]), row["prompt_length"], tuple(row["log_probs"]), row["finished"])
-            for row in json.loads(file.read_text())
-        ]
-        begins = [list(text.token_ids[: text.prompt_length]) for text in texts]
-        complete = all(len(text.token_ids) == text.prompt_length + len(text.log_probs) for text in texts)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        log.warning("%s is damaged (%s); its texts are written anew", file.name, error)
-        return None
-    return texts if complete and begins == [prompt for _, prompt in batch] else None
+def generated_folder() -> Path:
+    """Where generated texts are kept, a file for every request that has texts of its own."""
+    return cache_folder() / "generated"

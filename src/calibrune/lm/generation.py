@@ -6,7 +6,7 @@ temperature, top-k, top-p and repetition penalty, so that a perplexity filter ne
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -48,17 +48,19 @@ class GeneratedText:
     """Prompt and continuation; the end-of-sequence token is included where it was drawn."""
     prompt_length: int
     """Tokens of the prompt."""
-    log_probs: tuple[float, ...]
-    """Of every drawn token: its log-probability under the model, unwarped; as long as the continuation."""
+    log_probs: tuple[float | None, ...]
+    """Of every drawn token: its log-probability under the model, unwarped; as long as the continuation. None for a
+    token that was not drawn: a chat template put it there."""
     finished: bool
     """True where the model ended the text itself; False where it was cut at the longest length."""
 
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability of the drawn tokens; nan where none was drawn."""
-        if not self.log_probs:
+        drawn = [score for score in self.log_probs if score is not None]
+        if not drawn:
             return float("nan")
-        return float(torch.tensor(self.log_probs, dtype=torch.float64).mean().neg().exp())
+        return float(torch.tensor(drawn, dtype=torch.float64).mean().neg().exp())
 
 
 def generate(
@@ -270,8 +272,3 @@ def end_token_ids(model: PreTrainedModel, eos_token_id: int | None) -> tuple[int
     ids = getattr(model.generation_config, "eos_token_id", None)
     ids = eos_token_id if ids is None else ids
     return tuple(ids) if isinstance(ids, Sequence) else () if ids is None else (int(ids),)
-
-
-def batches(n: int, size: int) -> Iterator[range]:
-    """The fixed schedule of a generation run: texts 0..size-1 first, then the next ones."""
-    return (range(start, min(start + size, n)) for start in range(0, n, size))
