@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,8 +12,9 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
-from calibrune.calibration.filters import Filter
-from calibrune.calibration.windows import GIVE_UP_AFTER, Frame, Windows, cut_windows
+from calibrune.calibration.filters import Filter, Remark
+from calibrune.calibration.tokenizers import describe_tokenizer
+from calibrune.calibration.windows import GIVE_UP_AFTER, Windows, cut_windows
 from calibrune.corpora.document import Corpus, Document
 from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
@@ -42,7 +43,7 @@ class CalibrationRecipe:
         """The recipe as JSON."""
         return {
             "source": self.corpus.describe(),
-            "filters": [{"kind": type(one).__name__, **asdict(one)} for one in self.filters],  # type: ignore[call-overload]
+            "filters": [_described(one) for one in self.filters],
             "windows": asdict(self.windows),
             "n_samples": self.n_samples,
             "seq_len": self.seq_len,
@@ -75,7 +76,7 @@ def build(
     check_length(recipe.seq_len, context_length)
     record = recipe.describe()
     dropped: Counter[str] = Counter()
-    watch = _Watch(recipe.corpus.name, dropped)
+    watch = _Watch(recipe.corpus.name, dropped, recipe.filters)
     documents = watch.coming(documents_in_random_order(recipe.corpus, recipe.seed))
     for one in recipe.filters:
         documents = one.keep(documents, dropped)
@@ -97,6 +98,7 @@ def build(
         "dropped": dict(dropped),
         "document_ids": cut.document_ids,
         "text_sha256": {name: watch.text_sha256[name] for name in used},
+        **{kind: {name: remarks[name] for name in used if name in remarks} for kind, remarks in watch.remarks.items()},
         "versions": {package: _version(package) for package in ("calibrune", "transformers", "tokenizers", "torch")},
     }
     # through JSON, so that what is held equals what is loaded
@@ -105,24 +107,14 @@ def build(
     return built
 
 
-def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A hash of all that decides how text becomes tokens, and what the tokenizer puts around a text."""
-    frame = Frame.of(tokenizer)
-    return {
-        "sha256": _tokenizer_hash(tokenizer),
-        "bos_token_id": frame.bos,
-        "eos_token_id": frame.eos,
-        "adds_before": list(frame.before),
-        "adds_after": list(frame.after),
-    }
-
-
 class _Watch:
     """Stands before and behind the filters: counts what comes, hashes what stays, ends a search that would not end."""
 
-    def __init__(self, corpus: str, dropped: Counter[str]) -> None:
+    def __init__(self, corpus: str, dropped: Counter[str], filters: Sequence[Filter]) -> None:
         self.looked_at = 0
         self.text_sha256: dict[str, str] = {}
+        self._remarking = [one for one in filters if isinstance(one, Remark)]
+        self.remarks: dict[str, dict[str, Any]] = {one.remark_name: {} for one in self._remarking}
         self._corpus = corpus
         self._dropped = dropped
         self._dropped_before = 0
@@ -130,11 +122,7 @@ class _Watch:
     def coming(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
             if self._dropped.total() - self._dropped_before >= GIVE_UP_AFTER:
-                reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
-                raise CalibrationError(
-                    f"the filters dropped {GIVE_UP_AFTER:,} documents of {self._corpus!r} in a row ({reasons}): "
-                    "loosen them, or use another corpus"
-                )
+                raise self._nothing_left(f"{GIVE_UP_AFTER:,} documents of {self._corpus!r} in a row")
             self.looked_at += 1
             yield document
 
@@ -142,18 +130,24 @@ class _Watch:
         for document in documents:
             self._dropped_before = self._dropped.total()
             self.text_sha256[document.id] = hashlib.sha256(document.text.encode()).hexdigest()[:16]
+            for one in self._remarking:
+                if (remark := one.remark(document)) is not None:
+                    self.remarks[one.remark_name][document.id] = remark
             yield document
+        if self.looked_at and not self.text_sha256:
+            raise self._nothing_left(f"all {self.looked_at:,} documents of {self._corpus!r}")
+
+    def _nothing_left(self, what: str) -> CalibrationError:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
+        return CalibrationError(f"the filters dropped {what} ({reasons}): loosen them, or use another corpus")
 
 
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    if hasattr(tokenizer, "backend_tokenizer"):
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # left over from whoever called the tokenizer last; they decide nothing here
-        state.pop("truncation", None)
-        state.pop("padding", None)
-    else:
-        state = {"kind": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def _described(one: Filter) -> dict[str, Any]:
+    """A filter's own record where it has one, else its kind and its settings."""
+    if hasattr(one, "describe"):
+        own: dict[str, Any] = one.describe()
+        return own
+    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
 
 
 def _version(package: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import yaml
 
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.filters import Filter, PerplexityFilter
+from calibrune.calibration.filters import FILTERS, Filter, PerplexityFilter
+from calibrune.calibration.scores import DocumentScorer
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.files import READERS, FileCorpus, check_is_file
@@ -18,7 +19,7 @@ from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
-from calibrune.lm.loading import LanguageModel
+from calibrune.lm.loading import LanguageModel, load_model
 from calibrune.settings import defaults, nearest
 
 SOURCES = {
@@ -111,15 +112,9 @@ def _recipe(
     source: str, path: Path, options: dict[str, Any], n_samples: int | None, seq_len: int | None, seed: int
 ) -> Callable[[LanguageModel], CalibrationRecipe]:
     windows = Windows(**_taken(options, Windows, rename={"windows": "policy"}))
-    filters: tuple[Filter, ...] = ()
+    filters = _filters(source, options)
     corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
-        chosen = PerplexityFilter(**_taken(options, PerplexityFilter))
-        if chosen.among is None and options.get("n_texts") is None:
-            raise ConfigError(
-                "among=null compares all texts with each other, so their number is needed: add n_texts=..."
-            )
-        filters = (chosen,)
         corpus = _self_generation(options, seed)
     elif source == "random":
         corpus = _random_tokens(seed)
@@ -138,7 +133,7 @@ def _recipe(
         length = min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH) if seq_len is None else seq_len
         return CalibrationRecipe(
             corpus=corpus(lm, length),
-            filters=filters,
+            filters=tuple(filter(lm) for filter in filters),
             windows=windows,
             n_samples=DEFAULT_SAMPLES if n_samples is None else n_samples,
             seq_len=length,
@@ -146,6 +141,62 @@ def _recipe(
         )
 
     return recipe
+
+
+def _filters(source: str, options: dict[str, Any]) -> list[Callable[[LanguageModel], Filter]]:
+    """The filters that the options ask for (and where the model writes, the study's), in the order of FILTERS."""
+    if source == "random":
+        return []
+    asked = {name: _taken(options, kind, without=OF_THE_SCORER) for name, kind in FILTERS.items()}
+    made: list[Callable[[LanguageModel], Filter]] = [
+        _always_filter(FILTERS[name](**values)) for name, values in asked.items() if values and name != "perplexity"
+    ]
+    scoring = {name: options.pop(name) for name in SCORING if name in options}
+    if not (asked["perplexity"] or scoring or source == "selfgen"):
+        return made
+    # the study drops a fifth of what the model wrote; of a file nothing goes that nobody asked for
+    filter = PerplexityFilter(**({} if source == "selfgen" else {"drop_highest": 0.0}) | asked["perplexity"])
+    if source == "selfgen" and filter.among is None and options.get("n_texts") is None:
+        raise ConfigError("among=null compares all texts with each other, so their number is needed: add n_texts=...")
+    return [*made, _scoring(filter, source, scoring, options)]
+
+
+SCORING = {
+    "by": "the model to be pruned (for generated text: as it was written)",
+    "prefix": "excluded",
+    **defaults(DocumentScorer, without=("model", "own_tokens")),
+}
+"""Options that say how documents get their perplexity."""
+
+OF_THE_SCORER = ("scorer", "rescore")
+
+
+def _always_filter(filter: Filter) -> Callable[[LanguageModel], Filter]:
+    return lambda lm: filter
+
+
+def _scoring(
+    filter: PerplexityFilter, source: str, scoring: dict[str, Any], options: dict[str, Any]
+) -> Callable[[LanguageModel], Filter]:
+    """The filter with its scorer, given the model: the recorded perplexities of generated text need none."""
+    if source == "selfgen" and not scoring:
+        return _always_filter(filter)
+    asked, by, prefix = dict(scoring), scoring.get("by"), scoring.get("prefix", "excluded")
+    asked.pop("by", None)
+    asked.pop("prefix", None)
+    if prefix not in ("excluded", "included"):
+        raise ConfigError(f"prefix cannot be {prefix!r}; choose one of: excluded, included")
+    if source == "selfgen" and prefix == "excluded":
+        prompts = options.get("prompts", "random")
+        lengths = {"bos": 0, "random": 1}
+        asked.setdefault("skip_tokens", lengths.get(prompts, options.get("prefix_tokens", 2)))
+
+    def made(lm: LanguageModel) -> Filter:
+        model = lm if by is None else load_model(str(by), device=str(lm.model.device))
+        scorer = DocumentScorer(model=model, own_tokens=by is None, **asked)
+        return replace(filter, scorer=scorer, rescore=source == "selfgen")
+
+    return made
 
 
 def _always(corpus: Corpus) -> Callable[[LanguageModel, int], Corpus]:
@@ -198,9 +249,15 @@ def _taken(
 def options_of(source: str) -> dict[str, dict[str, Any]]:
     """The options of a kind of source with their defaults, by what they are about."""
     windows = {"windows": {"windows": Windows().policy} | defaults(Windows, without=("policy",))}
+    if source == "random":
+        return windows
+    filters = {f"filter: {name}": defaults(kind, without=OF_THE_SCORER) for name, kind in FILTERS.items()}
+    filters["filter: contamination"] = {"evals": None} | filters["filter: contamination"]
+    filters["filter: perplexity"] |= {} if source == "selfgen" else {"drop_highest": 0.0}
+    filters["filter: perplexity"] |= SCORING
     if source == "selfgen":
         writing = defaults(SelfGeneration, without=("model", "sampling", "seed"))
         # of a generated text there is no more use than of a whole sequence
         writing["max_new_tokens"] = "the sequence length"
-        return {"writing": writing, "sampling": defaults(Sampling), "filter": defaults(PerplexityFilter)} | windows
-    return windows if source == "random" else {"file": defaults(FileCorpus, without=("path", "name"))} | windows
+        return {"writing": writing, "sampling": defaults(Sampling)} | filters | windows
+    return {"file": defaults(FileCorpus, without=("path", "name"))} | filters | windows
