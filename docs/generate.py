@@ -16,7 +16,13 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 
-PAGES = {"methods": "methods.md", "allocators": "allocations.md", "commands": "commands.md"}
+PAGES = {
+    "methods": "methods.md",
+    "allocators": "allocations.md",
+    "filters": "filters.md",
+    "proxies": "set-quality.md",
+    "commands": "commands.md",
+}
 """The page that each table is printed into."""
 
 
@@ -32,6 +38,16 @@ def settings_table(kinds: Mapping[str, type]) -> str:
             raise DocsError(f"{name!r} is no dataclass, so its settings are not known: {kind!r}")
         said = ", ".join(f"`{setting}`" for setting in _settings(kind)) or "none"
         lines.append(f"| `{name}` | {_cell(_summary(name, kind))} | {_cell(said)} |")
+    return "\n".join(lines)
+
+
+def proxies_table(kinds: Mapping[str, Any]) -> str:
+    """A table of proxies, as Markdown: what each is, its settings, which way it is thought to point, and why."""
+    lines = ["| name | what it is | settings | better | what that rests on |", "| --- | --- | --- | --- | --- |"]
+    for name, kind in kinds.items():
+        said = ", ".join(f"`{setting}`" for setting in _settings(kind)) or "none"
+        cells = (_summary(name, kind), said, kind.better, kind.founded)
+        lines.append(f"| `{name}` | {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
 
 
@@ -76,12 +92,16 @@ def texts_from_code() -> dict[str, str]:
     import typer
 
     from calibrune.allocators import ALLOCATORS
+    from calibrune.calibration.filters import FILTERS
     from calibrune.cli import app
+    from calibrune.proxies import PROXIES
     from calibrune.pruners import PRUNERS
 
     return {
         "methods": settings_table(PRUNERS),
         "allocators": settings_table(ALLOCATORS),
+        "filters": settings_table(FILTERS),
+        "proxies": proxies_table(PROXIES),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
     }
 

@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 import typer
@@ -15,7 +15,13 @@ spec = importlib.util.spec_from_file_location("generate", Path(__file__).resolve
 generate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate)
 
-TABLES = {"methods": "| wanda |", "allocators": "| owl |", "commands": "### prune"}
+TABLES = {
+    "methods": "| wanda |",
+    "allocators": "| owl |",
+    "filters": "| length |",
+    "proxies": "| min_k |",
+    "commands": "### prune",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,19 @@ def test_a_method_without_a_summary_is_an_error():
         generate.settings_table({"silent": Silent})
     with pytest.raises(generate.DocsError, match="'function' is no dataclass"):
         generate.settings_table({"function": print})
+
+
+def test_a_proxy_is_printed_with_what_it_rests_on():
+    @settings
+    class Guess:
+        """A guess."""
+
+        better: ClassVar[str] = "higher"
+        founded: ClassVar[str] = "nothing | at all"
+        k: float = 0.5
+
+    row = generate.proxies_table({"guess": Guess}).splitlines()[-1]
+    assert row == "| `guess` | A guess. | `k=0.5` | higher | nothing \\| at all |"
 
 
 def test_commands_are_printed_with_what_they_take():
@@ -118,7 +137,10 @@ def test_an_option_or_a_command_without_help_is_an_error():
 
 def test_writing_makes_the_check_pass_and_leaves_the_prose_alone(docs, capsys):
     assert generate.main(["--check"], TABLES, docs) == 1
-    assert "out of date: methods.md, allocations.md, commands.md; run: make docs" in capsys.readouterr().err
+    assert (
+        "out of date: methods.md, allocations.md, filters.md, set-quality.md, commands.md; run: make docs"
+        in capsys.readouterr().err
+    )
     assert "wanda" not in (docs / "methods.md").read_text()
     assert generate.main([], TABLES, docs) == 0
     assert (docs / "methods.md").read_text() == (
@@ -167,4 +189,4 @@ def test_a_table_without_a_page_is_an_error(docs, capsys):
 
 
 def test_our_pages_have_their_markers():
-    assert [path.name for path, _ in generate.pages(TABLES)] == ["methods.md", "allocations.md", "commands.md"]
+    assert [path.name for path, _ in generate.pages(TABLES)] == list(generate.PAGES.values())

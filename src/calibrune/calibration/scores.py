@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from calibrune.calibration.windows import Frame, tokenize
 from calibrune.corpora.document import Document
 from calibrune.lm.likelihood import text_log_likelihoods
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
+from calibrune.progress import progress_bar
 from calibrune.settings import settings
 
 log = logging.getLogger(__name__)
+
+WRITTEN_AT_ONCE = 16
+"""Documents between two writes to the cache: a killed run loses no more."""
 
 FORMAT = 1
 """Counts changes of the scorer that change a score."""
@@ -61,13 +66,16 @@ class DocumentScorer:
         known = self._known
         keys = [self._key(document) for document in documents]
         missing = {key: document for key, document in zip(keys, documents, strict=True) if key not in known}
-        if missing:
-            self._compute(missing)
+        waiting = iter(missing.items())
+        with progress_bar("scoring documents", total=len(missing), unit="doc") as bar:
+            while portion := dict(islice(waiting, WRITTEN_AT_ONCE)):
+                self._compute(portion)
+                bar.update(len(portion))
         return [known[key] for key in keys]
 
     def _compute(self, missing: dict[str, Document]) -> None:
         texts = [self._token_ids(document) for document in missing.values()]
-        likelihoods = text_log_likelihoods(self.model.model, [ids for ids, _ in texts], description="scoring documents")
+        likelihoods = text_log_likelihoods(self.model.model, [ids for ids, _ in texts])
         lines = []
         for key, (_, first), values in zip(missing, texts, likelihoods, strict=True):
             scored = values[max(first - 1, 0) :].double()

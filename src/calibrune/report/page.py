@@ -1,11 +1,13 @@
 """A report as one HTML file: it opens offline, asks nobody for anything, and prints well."""
 
+import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from calibrune.errors import ConfigError, OutputError
 from calibrune.report.extras import import_extra
@@ -119,17 +121,38 @@ class Page:
         Raises:
             OutputError: the file cannot be written.
         """
-        html = self.html()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-                file.write(html)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
-        try:
-            # a temporary file is its owner's alone; a report is for others too
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except OSError as error:
-            Path(file.name).unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {error}") from error
+        _write(self.html(), path)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a record beside a page, whole or not at all; inf and nan, which JSON does not know, become null.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    _write(json.dumps(finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False) + "\n", path)
+
+
+def finite(value: Any) -> Any:
+    """The value with None for inf and nan."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(text: str, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=path.suffix, delete=False) as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    try:
+        # a temporary file is its owner's alone; a report is for others too
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        Path(file.name).unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}") from error
