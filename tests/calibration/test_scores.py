@@ -138,13 +138,15 @@ def test_another_model_can_score_and_the_prompt_does_not_count(texts, lm, tmp_pa
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("prefix=in", "prefix cannot be 'in'"),
+        ("drop_lowest=0.1:prefix=in", "prefix cannot be 'in'"),
         ("dedup=2", "dedup cannot be 2"),
         ("dedupe=0.8", "did you mean 'dedup'"),
         ("language=english", "ISO 639-1"),
         ("evals=nowhere", "no file nowhere"),
         ("max_perplexity=0.001", "dropped all 40 documents of 'a'"),
         ("scorer=x", "no option 'scorer'"),
+        ("shingle_words=3", "shingle_words does nothing without one of dedup"),
+        ("by=gpt2", "by does nothing without one of drop_highest, drop_lowest"),
     ],
 )
 def test_a_bad_filter_in_a_spec_is_one_sentence(spec, says, texts, lm):

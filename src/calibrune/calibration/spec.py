@@ -143,32 +143,65 @@ def _recipe(
     return recipe
 
 
+SWITCHES: dict[str, dict[str, Any]] = {
+    "length": {"min_chars": None, "max_chars": None},
+    "repetition": {"max_repeated": None, "max_compression": None},
+    "language": {"language": None},
+    "duplicates": {"dedup": None},
+    "contamination": {"evals": None},
+    "perplexity": {"drop_highest": 0.0, "drop_lowest": 0.0, "min_perplexity": None, "max_perplexity": None},
+}
+"""The options that put each filter to work in a SPEC, with the values that do not."""
+
+SCORING = {
+    "by": None,
+    "prefix": "excluded",
+    "skip_tokens": None,
+    **defaults(DocumentScorer, without=("model", "skip_tokens", "own_tokens")),
+}
+"""Options that say how documents get their perplexity; by=None is the model to be pruned."""
+
+OF_THE_SCORER = ("scorer", "rescore")
+
+
 def _filters(source: str, options: dict[str, Any]) -> list[Callable[[LanguageModel], Filter]]:
     """The filters that the options ask for (and where the model writes, the study's), in the order of FILTERS."""
     if source == "random":
         return []
-    asked = {name: _taken(options, kind, without=OF_THE_SCORER) for name, kind in FILTERS.items()}
-    made: list[Callable[[LanguageModel], Filter]] = [
-        _always_filter(FILTERS[name](**values)) for name, values in asked.items() if values and name != "perplexity"
-    ]
-    scoring = {name: options.pop(name) for name in SCORING if name in options}
-    if not (asked["perplexity"] or scoring or source == "selfgen"):
-        return made
-    # the study drops a fifth of what the model wrote; of a file nothing goes that nobody asked for
-    filter = PerplexityFilter(**({} if source == "selfgen" else {"drop_highest": 0.0}) | asked["perplexity"])
-    if source == "selfgen" and filter.among is None and options.get("n_texts") is None:
+    made: list[Callable[[LanguageModel], Filter]] = []
+    for name, kind in FILTERS.items():
+        asked = _taken(options, kind, without=OF_THE_SCORER)
+        off = _off(source, name)
+        scoring = {key: options.pop(key) for key in SCORING if key in options} if name == "perplexity" else {}
+        scoring = {key: value for key, value in scoring.items() if value != SCORING[key]}
+        values = off | asked
+        if name == "perplexity" and source == "selfgen":
+            made.append(_scoring(_of_generated(values, options), source, scoring, options))
+            continue
+        if any(values[switch] != nothing for switch, nothing in SWITCHES[name].items()):
+            filter = kind(**values)
+            if isinstance(filter, PerplexityFilter):
+                made.append(_scoring(filter, source, scoring, options))
+            else:
+                made.append(_always_filter(filter))
+            continue
+        idle = [*scoring, *(key for key, value in asked.items() if key not in off and value != defaults(kind)[key])]
+        if idle:
+            raise ConfigError(f"{idle[0]} does nothing without one of {', '.join(off)}: add one, or leave it out")
+    return made
+
+
+def _off(source: str, name: str) -> dict[str, Any]:
+    """What the switches of a filter are where nobody says; the study drops a fifth of what the model wrote."""
+    study = {"drop_highest": PerplexityFilter().drop_highest} if (source, name) == ("selfgen", "perplexity") else {}
+    return SWITCHES[name] | study
+
+
+def _of_generated(values: dict[str, Any], options: dict[str, Any]) -> PerplexityFilter:
+    filter = PerplexityFilter(**values)
+    if filter.among is None and options.get("n_texts") is None:
         raise ConfigError("among=null compares all texts with each other, so their number is needed: add n_texts=...")
-    return [*made, _scoring(filter, source, scoring, options)]
-
-
-SCORING = {
-    "by": "the model to be pruned (for generated text: as it was written)",
-    "prefix": "excluded",
-    **defaults(DocumentScorer, without=("model", "own_tokens")),
-}
-"""Options that say how documents get their perplexity."""
-
-OF_THE_SCORER = ("scorer", "rescore")
+    return filter
 
 
 def _always_filter(filter: Filter) -> Callable[[LanguageModel], Filter]:
@@ -251,9 +284,10 @@ def options_of(source: str) -> dict[str, dict[str, Any]]:
     windows = {"windows": {"windows": Windows().policy} | defaults(Windows, without=("policy",))}
     if source == "random":
         return windows
-    filters = {f"filter: {name}": defaults(kind, without=OF_THE_SCORER) for name, kind in FILTERS.items()}
-    filters["filter: contamination"] = {"evals": None} | filters["filter: contamination"]
-    filters["filter: perplexity"] |= {} if source == "selfgen" else {"drop_highest": 0.0}
+    filters = {
+        f"filter: {n}": _off(source, n) | defaults(k, without=OF_THE_SCORER) | _off(source, n)
+        for n, k in FILTERS.items()
+    }
     filters["filter: perplexity"] |= SCORING
     if source == "selfgen":
         writing = defaults(SelfGeneration, without=("model", "sampling", "seed"))

@@ -43,6 +43,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 def comparison_page(found: Mapping[str, Any]) -> Page:
     """The page of a comparison: the order and its reason, the table, bars, histograms, and what each proxy is."""
     ranking, sets, size = found["ranking"], found["sets"], found["size"]
+    own = found["own_samples"]
     by_name = {one["name"]: one for one in sets}
     sets = [by_name[name] for name in ranking["order"]]
     asked = [[one["name"], one["fingerprint"], one["spec"]] for one in sets]
@@ -76,7 +77,7 @@ def comparison_page(found: Mapping[str, Any]) -> Page:
         ],
         sections=sections,
         footer=f"calibrune {found['versions']['calibrune']}; weights {found['model']['weights']}; the model's own "
-        f"samples {found['own_samples']['fingerprint']} ({found['own_samples']['spec']}); every number is in compare.json.",
+        f"samples {own['fingerprint']} ({own['spec']}); every number is in compare.json.",
     )
 
 
