@@ -24,6 +24,8 @@ PAGES = {
     "allocators": "docs/allocations.md",
     "allocations measured": "docs/allocations.md",
     "sources": "docs/calibration.md",
+    "filters": "docs/filters.md",
+    "proxies": "docs/set-quality.md",
     "commands": "docs/commands.md",
     "architectures": "README.md",
 }
@@ -58,6 +60,16 @@ def sources_table(named: Mapping[str, Any]) -> str:
         corpus = source.corpus
         dataset = f"`{corpus.dataset}`" + (f", {corpus.config}" if corpus.config else "")
         lines.append(f"| `{name}` | {dataset} | {_cell(source.note)} | {_cell(corpus.licence)} |")
+    return "\n".join(lines)
+
+
+def proxies_table(kinds: Mapping[str, Any]) -> str:
+    """A table of proxies, as Markdown: what each is, its settings, which way it is thought to point, and why."""
+    lines = ["| name | what it is | settings | better | what that rests on |", "| --- | --- | --- | --- | --- |"]
+    for name, kind in kinds.items():
+        said = ", ".join(f"`{setting}`" for setting in _settings(kind)) or "none"
+        cells = (_summary(name, kind), said, kind.better, kind.founded)
+        lines.append(f"| `{name}` | {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
 
 
@@ -121,8 +133,10 @@ def texts_from_code() -> dict[str, str]:
     import typer
 
     from calibrune.allocators import ALLOCATORS
+    from calibrune.calibration.filters import FILTERS
     from calibrune.cli import app
     from calibrune.corpora.named import NAMED
+    from calibrune.proxies import PROXIES
     from calibrune.pruners import PRUNERS
 
     measured = _loaded(MEASURED)
@@ -133,6 +147,8 @@ def texts_from_code() -> dict[str, str]:
         "allocators": settings_table(ALLOCATORS),
         "allocations measured": measured.allocations_table(),
         "sources": sources_table(NAMED),
+        "filters": settings_table(FILTERS),
+        "proxies": proxies_table(PROXIES),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
         "architectures": architectures_table(_test_models()),
     }

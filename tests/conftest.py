@@ -21,7 +21,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         f"calibrune.{room}"
-        for room in ("lm", "calibration", "activations", "pruners", "allocators", "prune", "evaluation")
+        for room in ("lm", "calibration", "activations", "proxies", "pruners", "allocators", "prune", "evaluation")
     ],
     "shape_checks.checked",
 )

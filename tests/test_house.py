@@ -20,7 +20,7 @@ GROUND = ("errors", "seeds", "patterns", "settings", "progress")
 """The ground that all rooms stand on: of ours, a module of it imports `errors` at most."""
 
 ROOMS = (
-    *GROUND, "lm", "corpora", "calibration", "activations", "pruners", "allocators", "prune", "checkpoint",
+    *GROUND, "lm", "corpora", "calibration", "activations", "proxies", "pruners", "allocators", "prune", "checkpoint",
     "evaluation", "study", "report", "verbs", "demo", "cli",
 )  # fmt: skip
 

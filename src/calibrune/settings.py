@@ -74,6 +74,15 @@ def defaults(kind: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
     }
 
 
+def taken(
+    options: dict[str, Any], kind: type, *, rename: dict[str, str] | None = None, without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Take the options that are settings of this class out of `options`; `rename`: option -> name of the setting."""
+    rename = rename or {}
+    names = {f.name for f in fields(kind) if f.name not in without and f.name not in rename.values()} | rename.keys()
+    return {rename.get(name, name): options.pop(name) for name in names & options.keys()}
+
+
 def record(setting: Any) -> dict[str, Any]:
     """The values of a settings object as JSON; settings inside it say what they are as well."""
     return {

@@ -1,13 +1,19 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
+import transformers
+
+from calibrune import __version__
 from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import SOURCES, options_of, parse_spec, prepare_calibration
+from calibrune.calibration.spec import SOURCES, build_calibration, options_of, parse_spec, prepare_calibration
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
@@ -18,8 +24,14 @@ from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_tex
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_target
+from calibrune.proxies import Context
+from calibrune.proxies.compare import CRITERION, OWN_SAMPLES, as_record, check_criterion, measure, of_one_size, rank
 from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, prune_model
 from calibrune.pruners import PRUNERS, Pruner
+from calibrune.report.comparison import comparison_page
+from calibrune.report.extras import import_extra
+from calibrune.report.page import write_json
+from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
 
 
@@ -185,6 +197,82 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
         "unsplit": list(coverage.unsplit),
         "layers": layers,
     }
+
+
+def compare(specs: Sequence[str], *, out: Path, by: str = CRITERION, **asked: Any) -> dict[str, Any]:
+    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`."""
+    if len(specs) < 2:
+        raise ConfigError(
+            f"a comparison needs two sets or more, got {', '.join(specs) or 'none'}; for one, use inspect"
+        )
+    import_extra("altair")  # before hours of work, not after them
+    check_criterion(by)
+    found = quality(specs, by=by, **asked)
+    comparison_page(found).write(out / "compare.html")
+    write_json(found, out / "compare.json")
+    return found
+
+
+def quality(
+    specs: Sequence[str],
+    *,
+    model: str,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    by: str = CRITERION,
+    **loading: Any,
+) -> dict[str, Any]:
+    """What every proxy says of calibration sets for a model; of several, also a ranking. All are cut to one size."""
+    _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
+    prepared = [_prepared(spec, samples, seq_len, seed) for spec in specs]
+    lm = load_model(model, **loading)
+    sets = of_one_size([made(lm) for made in prepared])
+    n, length = sets[0].n_samples, sets[0].seq_len
+
+    def own_samples() -> CalibrationSet:
+        spec = f"{OWN_SAMPLES}:batch_size={min(32, n)}"
+        # other texts than those of a set `selfgen` with this seed, which would be compared with itself
+        return build_calibration(spec, lm, n_samples=n, seq_len=length, seed=seed_for(seed, "own samples"))
+
+    context = Context(lm, own_samples)
+    names = _names(specs)
+    measured = [measure(name, one, context) for name, one in zip(names, sets, strict=True)]
+    return {
+        "model": lm.source | {"weights": weights_fingerprint(lm.model)},
+        "size": {"samples": n, "seq_len": length},
+        "seed": seed,
+        "own_samples": {"spec": OWN_SAMPLES, "fingerprint": context.own.fingerprint},
+        "sets": [
+            {"spec": spec, "manifest": one.manifest, **as_record(said)}
+            for spec, one, said in zip(specs, sets, measured, strict=True)
+        ],
+        "ranking": asdict(rank(measured, by)) if len(sets) > 1 else None,
+        "compute": compute(lm.model),
+        "versions": {"calibrune": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _prepared(
+    spec: str, samples: int | None, seq_len: int | None, seed: int
+) -> Callable[[LanguageModel], CalibrationSet]:
+    path = Path(parse_spec(spec)[0]).expanduser()
+    if path.is_dir() or path.suffix == ".safetensors":
+        return prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
+    return prepare_calibration(spec, n_samples=samples or 32, seq_len=seq_len or 512, seed=seed)
+
+
+def _names(specs: Sequence[str]) -> list[str]:
+    """Short names, all different: a file without its folder and ending, with its options."""
+    names: list[str] = []
+    for spec in specs:
+        source, *options = re.split(r":(?=[a-z_]+=)", spec)
+        short = Path(source).name.partition(".")[0] or source
+        name = ":".join([short, *(option.rsplit("/", 1)[-1] for option in options)])
+        while name in names:
+            name += "'"
+        names.append(name)
+    return names
 
 
 LISTS = ("methods", "allocators", "sources", "texts", "models")

@@ -61,7 +61,7 @@ def test_the_record_has_everything_that_can_change_a_token(corpus, tokenizer):
     manifest = built.manifest
     assert manifest == json.loads(json.dumps(manifest))
     assert manifest["source"] == {"kind": "memory", "name": "toy", "rows": 28}
-    assert manifest["filters"] == [{"kind": "LengthFilter", "min_chars": 4}]
+    assert manifest["filters"] == [{"kind": "LengthFilter", "min_chars": 4, "max_chars": None}]
     assert manifest["windows"] == {"policy": "packed", "bos": "document", "eos": "policy"}
     assert (manifest["n_samples"], manifest["seq_len"], manifest["seed"]) == (4, 8, 7)
     assert manifest["sampler"] == "keyed-hash-1"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from calibrune.calibration.filters import FILTERS, Filter, LengthFilter, PerplexityFilter
 from calibrune.corpora.document import Document
 from calibrune.errors import CalibrationError, ConfigError
+from calibrune.settings import defaults
 
 HIGHEST, NOT_A_NUMBER = "perplexity among the highest 0.2", "perplexity is not a number"
 
@@ -98,6 +99,9 @@ def test_short_documents_go():
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_every_filter_works_with_its_defaults_and_says_what_it_is(name):
-    assert isinstance(FILTERS[name](), Filter)
+def test_every_filter_says_what_it_is_and_shares_no_option_with_another(name, tmp_path):
+    made = FILTERS[name](evals=tmp_path) if name == "contamination" else FILTERS[name]()
+    assert isinstance(made, Filter)
     assert FILTERS[name].__doc__
+    others = {option for other, kind in FILTERS.items() if other != name for option in defaults(kind)}
+    assert not others & defaults(FILTERS[name]).keys()

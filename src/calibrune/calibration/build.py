@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, field, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -13,8 +13,9 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
-from calibrune.calibration.filters import Filter, PerplexityFilter
+from calibrune.calibration.filters import Filter, PerplexityFilter, Remark
 from calibrune.calibration.mixture import Mixture
+from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
 from calibrune.corpora.document import Corpus, Document
 from calibrune.corpora.generated import SelfGeneration
@@ -47,7 +48,7 @@ class CalibrationRecipe:
         """The recipe as JSON."""
         return {
             "source": self.corpus.describe(),
-            "filters": [{"kind": type(one).__name__, **asdict(one)} for one in self.filters],  # type: ignore[call-overload]
+            "filters": [_described(one) for one in self.filters],
             "windows": asdict(self.windows),
             "n_samples": self.n_samples,
             "seq_len": self.seq_len,
@@ -87,6 +88,7 @@ def build(
         **drawn.facts,
         "document_ids": drawn.cut.document_ids,
         "text_sha256": drawn.text_sha256,
+        **drawn.remarks,
         "versions": {package: _version(package) for package in ("calibrune", "transformers", "tokenizers", "torch")},
     }
     # through JSON, so that what is held equals what is loaded
@@ -101,6 +103,8 @@ class _Drawn(NamedTuple):
     cut: CutWindows
     text_sha256: dict[str, str]
     """Of the documents that are in a window, by id."""
+    remarks: dict[str, dict[str, Any]]
+    """What filters remarked on those documents, by the kind of remark and the id."""
     facts: dict[str, Any]
     """For the manifest."""
 
@@ -108,7 +112,7 @@ class _Drawn(NamedTuple):
 def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
     """The windows of a single corpus."""
     dropped: Counter[str] = Counter()
-    watch = _Watch(recipe.corpus.name, dropped)
+    watch = _Watch(recipe.corpus.name, dropped, recipe.filters)
     documents = watch.coming(documents_in_random_order(_planned(recipe), recipe.seed))
     for one in recipe.filters:
         documents = one.keep(documents, dropped)
@@ -124,7 +128,8 @@ def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
     )
     used = dict.fromkeys(name for names in cut.document_ids for name in names)
     hashes = {name: watch.text_sha256[name] for name in used}
-    return _Drawn(cut, hashes, {"documents_looked_at": watch.looked_at, "dropped": dict(dropped)})
+    remarks = {kind: {name: said[name] for name in used if name in said} for kind, said in watch.remarks.items()}
+    return _Drawn(cut, hashes, remarks, {"documents_looked_at": watch.looked_at, "dropped": dict(dropped)})
 
 
 def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
@@ -149,25 +154,17 @@ def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
         None if mask.all() else mask,
     )
     hashes = {f"{mixture.names[i]}/{of}": text for i, one in parts.items() for of, text in one.text_sha256.items()}
+    remarks: dict[str, dict[str, Any]] = {}
+    for i, one in parts.items():
+        for kind, said in one.remarks.items():
+            remarks.setdefault(kind, {}).update({f"{mixture.names[i]}/{of}": remark for of, remark in said.items()})
     dropped = sum((Counter(one.facts["dropped"]) for one in parts.values()), Counter[str]())
     facts = {
         "documents_looked_at": sum(one.facts["documents_looked_at"] for one in parts.values()),
         "dropped": dict(dropped),
         "parts": [{"name": mixture.names[i], "n_samples": turns.count(i), **one.facts} for i, one in parts.items()],
     }
-    return _Drawn(cut, hashes, facts)
-
-
-def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A hash of all that decides how text becomes tokens, and what the tokenizer puts around a text."""
-    frame = Frame.of(tokenizer)
-    return {
-        "sha256": _tokenizer_hash(tokenizer),
-        "bos_token_id": frame.bos,
-        "eos_token_id": frame.eos,
-        "adds_before": list(frame.before),
-        "adds_after": list(frame.after),
-    }
+    return _Drawn(cut, hashes, remarks, facts)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: CutWindows) -> dict[str, Any]:
@@ -202,9 +199,11 @@ def _planned(recipe: CalibrationRecipe) -> Corpus:
 class _Watch:
     """Stands before and behind the filters: counts what comes, hashes what stays, ends a search that would not end."""
 
-    def __init__(self, corpus: str, dropped: Counter[str]) -> None:
+    def __init__(self, corpus: str, dropped: Counter[str], filters: Sequence[Filter]) -> None:
         self.looked_at = 0
         self.text_sha256: dict[str, str] = {}
+        self._remarking = [one for one in filters if isinstance(one, Remark)]
+        self.remarks: dict[str, dict[str, Any]] = {one.remark_name: {} for one in self._remarking}
         self._corpus = corpus
         self._dropped = dropped
         self._dropped_before = 0
@@ -212,11 +211,7 @@ class _Watch:
     def coming(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
             if self._dropped.total() - self._dropped_before >= GIVE_UP_AFTER:
-                reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
-                raise CalibrationError(
-                    f"the filters dropped {GIVE_UP_AFTER:,} documents of {self._corpus!r} in a row ({reasons}): "
-                    "loosen them, or use another corpus"
-                )
+                raise self._nothing_left(f"{GIVE_UP_AFTER:,} documents of {self._corpus!r} in a row")
             self.looked_at += 1
             yield document
 
@@ -224,18 +219,24 @@ class _Watch:
         for document in documents:
             self._dropped_before = self._dropped.total()
             self.text_sha256[document.id] = hashlib.sha256(document.text.encode()).hexdigest()[:16]
+            for one in self._remarking:
+                if (remark := one.remark(document)) is not None:
+                    self.remarks[one.remark_name][document.id] = remark
             yield document
+        if self.looked_at and not self.text_sha256:
+            raise self._nothing_left(f"all {self.looked_at:,} documents of {self._corpus!r}")
+
+    def _nothing_left(self, what: str) -> CalibrationError:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
+        return CalibrationError(f"the filters dropped {what} ({reasons}): loosen them, or use another corpus")
 
 
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    if hasattr(tokenizer, "backend_tokenizer"):
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # left over from whoever called the tokenizer last; they decide nothing here
-        state.pop("truncation", None)
-        state.pop("padding", None)
-    else:
-        state = {"kind": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def _described(one: Filter) -> dict[str, Any]:
+    """A filter's own record where it has one, else its kind and its settings."""
+    if hasattr(one, "describe"):
+        own: dict[str, Any] = one.describe()
+        return own
+    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
 
 
 def _version(package: str) -> str:

@@ -146,8 +146,10 @@ class CalibrationSet:
         if "document_ids" in manifest:
             manifest["document_ids"] = manifest["document_ids"][:n]
             used = set().union(*manifest["document_ids"])
-            texts = self.manifest.get("text_sha256", {})
-            manifest["text_sha256"] = {name: text for name, text in texts.items() if name in used}
+            for of_documents in ("text_sha256", "contamination"):
+                if of_documents in manifest:
+                    said = self.manifest[of_documents]
+                    manifest[of_documents] = {name: value for name, value in said.items() if name in used}
         mask = self.attention_mask
         return CalibrationSet(self.input_ids[:n], manifest, None if mask is None else mask[:n])
 

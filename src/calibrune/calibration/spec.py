@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import yaml
 
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.filters import Filter, PerplexityFilter
+from calibrune.calibration.filters import Filter
+from calibrune.calibration.filters.options import filter_options, filters_of
 from calibrune.calibration.mixture import Mixture, Part
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.chat import Chat
@@ -24,7 +24,7 @@ from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
 from calibrune.lm.loading import LanguageModel
-from calibrune.settings import choose, defaults, nearest
+from calibrune.settings import choose, defaults, nearest, taken
 
 SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
@@ -137,7 +137,7 @@ def _tokens(path: Path, options: dict[str, Any], n_samples: int | None, seq_len:
     return made if n_samples is None else made.take(n_samples)
 
 
-_MadePart = tuple[Callable[[LanguageModel, int], Corpus], float, tuple[Filter, ...]]
+_MadePart = tuple[Callable[[LanguageModel, int], Corpus], float, list[Callable[[LanguageModel], Filter]]]
 
 
 def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
@@ -149,15 +149,9 @@ def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
         if preset != "study":
             raise ConfigError(f"there is no preset {preset!r}{nearest(str(preset), ('study',))}")
         options = STUDY | options
-    filters: tuple[Filter, ...] = ()
+    filters = filters_of(source, options)
     corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
-        chosen = PerplexityFilter(**_taken(options, PerplexityFilter))
-        if chosen.among is None and options.get("n_texts") is None:
-            raise ConfigError(
-                "among=null compares all texts with each other, so their number is needed: add n_texts=..."
-            )
-        filters = (chosen,)
         corpus = _self_generation(options, seed)
     elif source == "random":
         corpus = _random_tokens(seed)
@@ -180,7 +174,7 @@ def _recipe(
     # one policy for the whole set, wherever it is said
     said: dict[str, Any] = {}
     for _, options in sources:
-        for name, value in _taken(options, Windows, rename={"windows": "policy"}).items():
+        for name, value in taken(options, Windows, rename={"windows": "policy"}).items():
             if said.setdefault(name, value) != value:
                 raise ConfigError(
                     f"the parts of a mixture are cut alike, but {name} is {said[name]!r} for one and {value!r} for "
@@ -195,7 +189,10 @@ def _recipe(
 
     def recipe(lm: LanguageModel) -> CalibrationRecipe:
         length = min(DEFAULT_LENGTH, lm.context_length or DEFAULT_LENGTH) if seq_len is None else seq_len
-        made = [Part(corpus=corpus(lm, length), weight=weight, filters=filters) for corpus, weight, filters in parts]
+        made = [
+            Part(corpus=corpus(lm, length), weight=weight, filters=tuple(one(lm) for one in filters))
+            for corpus, weight, filters in parts
+        ]
         return CalibrationRecipe(
             corpus=Mixture(parts=tuple(made)) if len(made) > 1 else made[0].corpus,
             filters=() if len(made) > 1 else made[0].filters,
@@ -223,12 +220,12 @@ _NOT_IN_A_SPEC = ("model", "sampling", "seed", "chat", "engine", "reader")
 
 
 def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageModel, int], Corpus]:
-    sampling = Sampling(**_taken(options, Sampling))
-    chat = Chat(**_taken(options, Chat))
-    own = _taken(options, SelfGeneration, without=_NOT_IN_A_SPEC)
+    sampling = Sampling(**taken(options, Sampling))
+    chat = Chat(**taken(options, Chat))
+    own = taken(options, SelfGeneration, without=_NOT_IN_A_SPEC)
     name = str(options.pop("engine", "transformers"))
     # an unknown engine has no options, and is told of below
-    engine = choose(ENGINES, "engine", name, _taken(options, ENGINES.get(name, Chat)))
+    engine = choose(ENGINES, "engine", name, taken(options, ENGINES.get(name, Chat)))
     prompts = own.get("prompts", "random")
     if prompts not in PROMPTS:
         path = Path(str(prompts)).expanduser()
@@ -267,30 +264,24 @@ def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
             f".safetensors with input_ids), nor a folder made by `calibrune calibrate`"
             f"{nearest(source, (*SOURCES, *NAMED))}"
         )
-    corpus = FileCorpus(path=path, **_taken(options, FileCorpus, without=("path",)))
+    corpus = FileCorpus(path=path, **taken(options, FileCorpus, without=("path",)))
     corpus.check()
     return corpus
-
-
-def _taken(
-    options: dict[str, Any], kind: type, *, rename: dict[str, str] | None = None, without: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Take the options that are settings of this class out of `options`."""
-    rename = rename or {}
-    names = {f.name for f in fields(kind) if f.name not in without and f.name not in rename.values()} | rename.keys()
-    return {rename.get(name, name): options.pop(name) for name in names & options.keys()}
 
 
 def options_of(source: str) -> dict[str, dict[str, Any]]:
     """The options of a kind of source with their defaults, by what they are about."""
     windows = {"windows": {"windows": Windows().policy} | defaults(Windows, without=("policy",))}
+    if source == "random":
+        return windows
     if source == "selfgen":
         writing = defaults(SelfGeneration, without=_NOT_IN_A_SPEC) | {"engine": "transformers", "preset": None}
         # of a generated text there is no more use than of a whole sequence
         writing["max_new_tokens"] = "the sequence length"
         said = {"writing": writing, "sampling": defaults(Sampling), "chat": defaults(Chat)}
-        return said | {"filter": defaults(PerplexityFilter)} | windows
-    if (preset := hub_settings(source)) is not None:
+    elif (preset := hub_settings(source)) is not None:
         plain = defaults(HubCorpus, without=("name", "licence", "instead"))
-        return {"dataset": {name: preset.get(name, default) for name, default in plain.items()}} | windows
-    return windows if source == "random" else {"file": defaults(FileCorpus, without=("path", "name"))} | windows
+        said = {"dataset": {name: preset.get(name, default) for name, default in plain.items()}}
+    else:
+        said = {"file": defaults(FileCorpus, without=("path", "name"))}
+    return said | filter_options(source) | windows

@@ -24,7 +24,10 @@ LOGITS_BYTES = 64 * 2**20
 """Logits held at a time, in bytes of float32, unless told otherwise."""
 
 
-@torch.no_grad()
+Reduction = Callable[[Tensor, Tensor], Tensor]
+"""Logits [batch, seq, vocab] and targets [batch, seq] in; a number or a few for each position out."""
+
+
 def token_log_likelihoods(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], *, logits_bytes: int = LOGITS_BYTES
 ) -> Float[Tensor, "batch seq-1"]:
@@ -40,16 +43,34 @@ def token_log_likelihoods(
             sequence. A model whose `forward` takes no `logits_to_keep`, or whose head is fed by something that is
             neither its `base_model` nor its decoder, is run one sequence at a time with all its logits.
     """
+    if input_ids.shape[1] < 2 or not len(input_ids):
+        return torch.zeros(len(input_ids), input_ids.shape[1] - 1, device=model.device)
+    return _scored(model, input_ids, logits_bytes, _of_targets)
+
+
+def token_moments(
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], *, logits_bytes: int = LOGITS_BYTES
+) -> Float[Tensor, "batch seq-1 3"]:
+    """log p of every token but the first, and the mean and the standard deviation of log p over the vocabulary there.
+
+    The mean is over all tokens that could have come, each weighing its own probability: what Min-K%++ (Zhang et al.,
+    2024, arXiv 2404.02936) measures a token against. Arguments as of `token_log_likelihoods`; sequences of two tokens
+    or more.
+    """
+    return _scored(model, input_ids, logits_bytes, _with_moments)
+
+
+@torch.no_grad()
+def _scored(
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], logits_bytes: int, reduce: Reduction
+) -> Float[Tensor, "batch seq-1 *values"]:
     input_ids = input_ids.to(model.device)
-    n_positions = input_ids.shape[1] - 1
-    if not n_positions or not len(input_ids):
-        return torch.zeros(len(input_ids), n_positions, device=input_ids.device)
     positions_at_a_time = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
     with _evaluating(model):
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-            return _one_by_one(model, input_ids)
+            return _one_by_one(model, input_ids, reduce)
         return torch.cat(
-            [_in_chunks(model, ids, positions_at_a_time) for ids in torch.split(input_ids, positions_at_a_time)]
+            [_in_chunks(model, ids, positions_at_a_time, reduce) for ids in torch.split(input_ids, positions_at_a_time)]
         )
 
 
@@ -104,24 +125,26 @@ def batch_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def _in_chunks(
-    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], positions_at_a_time: int
-) -> Float[Tensor, "batch seq-1"]:
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], positions_at_a_time: int, reduce: Reduction
+) -> Float[Tensor, "batch seq-1 *values"]:
     positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
     chunks = torch.split(positions, max(1, positions_at_a_time // len(input_ids)))
 
-    def score(chunk: Int[Tensor, "seq"]) -> Float[Tensor, "batch seq"]:
-        return _of_targets(_logits(model, input_ids, logits_to_keep=chunk), input_ids[:, chunk + 1])
+    def score(chunk: Int[Tensor, "seq"]) -> Float[Tensor, "batch seq *values"]:
+        return reduce(_logits(model, input_ids, logits_to_keep=chunk), input_ids[:, chunk + 1])
 
     with _recording(_bodies(model)) as recorded:
         first = score(chunks[0])
     if not recorded:
-        return _one_by_one(model, input_ids)
+        return _one_by_one(model, input_ids, reduce)
     with _replaying(recorded):
         return torch.cat([first, *map(score, chunks[1:])], dim=1)
 
 
-def _one_by_one(model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
-    return torch.cat([_of_targets(_logits(model, ids)[:, :-1], ids[:, 1:]) for ids in torch.split(input_ids, 1)])
+def _one_by_one(
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], reduce: Reduction
+) -> Float[Tensor, "batch seq-1 *values"]:
+    return torch.cat([reduce(_logits(model, ids)[:, :-1], ids[:, 1:]) for ids in torch.split(input_ids, 1)])
 
 
 def _logits(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Float[Tensor, "batch seq vocab"]:
@@ -135,6 +158,19 @@ def _of_targets(
     logits = logits.float()
     chosen = logits.gather(-1, targets.to(logits.device)[..., None]).squeeze(-1)
     return chosen - logits.logsumexp(dim=-1)
+
+
+def _with_moments(
+    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq 3"]:
+    log_p = logits.float().log_softmax(dim=-1)
+    chosen = log_p.gather(-1, targets.to(logits.device)[..., None]).squeeze(-1)
+    p = log_p.exp()
+    # a token that cannot come has log p of -inf and weighs nothing
+    log_p = log_p.masked_fill(p == 0, 0.0)
+    mean = (p * log_p).sum(dim=-1)
+    variance = (p * (log_p - mean[..., None]).square()).sum(dim=-1)
+    return torch.stack([chosen, mean, variance.sqrt()], dim=-1)
 
 
 def _bodies(model: PreTrainedModel) -> set[nn.Module]:

@@ -1,11 +1,13 @@
 """A report as one HTML file: it opens offline, asks nobody for anything, and prints well."""
 
+import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from calibrune.errors import ConfigError, OutputError
 from calibrune.report.extras import import_extra
@@ -120,6 +122,25 @@ class Page:
             OutputError: the file cannot be written.
         """
         write_whole(path, self.html().encode())
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a record beside a page, whole or not at all; inf and nan, which JSON does not know, become null.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def finite(value: Any) -> Any:
+    """The value with None for inf and nan."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, content: bytes) -> None:

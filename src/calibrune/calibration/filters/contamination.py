@@ -1,0 +1,159 @@
+"""Calibration text that is also in an evaluation set: runs of words that the two share.
+
+Thirteen words in a row are what Brown et al. (2020, arXiv 2005.14165, appendix C) take for a collision. Text that a
+model writes itself can hold evaluation text too, where the model has learned it by heart.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from calibrune.calibration.filters.repetition import words
+from calibrune.corpora.document import Document
+from calibrune.corpora.files import FileCorpus, check_is_file
+from calibrune.corpora.unpacking import unpacked
+from calibrune.errors import ConfigError, CorpusError
+from calibrune.lm.loading import sha256_of
+from calibrune.settings import settings
+
+ENDINGS = tuple(f"{kind}{packing}" for kind in (".jsonl", ".json", ".txt") for packing in ("", ".gz", ".zst"))
+
+Runs = NDArray[np.uint64]
+"""Hashes of runs of words: sorted, each once."""
+
+
+@settings
+class ContaminationFilter:
+    """Drop documents that share a run of words with an evaluation set, or keep them and say so in the manifest."""
+
+    remark_name: ClassVar[str] = "contamination"
+
+    evals: tuple[Path, ...] | Path
+    """Files of evaluation text, or folders of them (`.jsonl`, `.json`, `.txt`, packed or not); of JSON, all text in a
+    line counts as one item."""
+    contaminated: Literal["drop", "keep"] = "drop"
+    """keep: such documents stay, and the manifest names them with the evaluation sets."""
+    overlap_words: int = Field(default=13, ge=1)
+    """Words in a run; an item with fewer cannot be found."""
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ConfigError("evals names no file: give a folder or files of evaluation text")
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files and folders, as they were given."""
+        return (self.evals,) if isinstance(self.evals, Path) else tuple(self.evals)
+
+    @cached_property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The files of each evaluation set, by its name: the folder of a file in a folder's folder, else the file's.
+
+        Raises:
+            CorpusError: there is no such file, or a folder has none that can be read.
+        """
+        found: dict[str, list[Path]] = {}
+        for path in (path.expanduser() for path in self.paths):
+            if path.is_dir():
+                inside = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(ENDINGS)]
+                if not inside:
+                    raise CorpusError(f"the folder {path} has no evaluation text in it ({', '.join(ENDINGS)})")
+            else:
+                check_is_file(path)
+                if not path.name.endswith(ENDINGS):
+                    raise CorpusError(f"{path} cannot be read as evaluation text; give one of {', '.join(ENDINGS)}")
+                inside = [path]
+            for file in inside:
+                name = file.name.partition(".")[0] if file.parent == path or file == path else file.parent.name
+                found.setdefault(name, []).append(file)
+        return {name: tuple(files) for name, files in found.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, and every file of evaluation text by name and SHA-256 (never by its folder)."""
+        hashes = {name: {file.name: sha256_of(file)[:16] for file in files} for name, files in self.files.items()}
+        return {
+            "kind": type(self).__name__,
+            "evals": hashes,
+            "contaminated": self.contaminated,
+            "overlap_words": self.overlap_words,
+        }
+
+    def keep(self, documents: Iterable[Document], dropped: Counter[str]) -> Iterator[Document]:
+        """Yield the documents that share nothing (all, where contaminated ones are to be kept)."""
+        for document in documents:
+            shared = self.remark(document) if self.contaminated == "drop" else None
+            if shared:
+                dropped[f"shares {self.overlap_words} words in a row with {max(shared, key=shared.__getitem__)}"] += 1
+            else:
+                yield document
+
+    def remark(self, document: Document) -> dict[str, int] | None:
+        """How many different runs of words the document shares with each evaluation set; None: none with any."""
+        own = _runs(document.text, self.overlap_words)
+        shared = {name: _n_shared(own, runs) for name, runs in self._evaluations.items()}
+        return {name: n for name, n in shared.items() if n} or None
+
+    @cached_property
+    def _evaluations(self) -> dict[str, Runs]:
+        return {name: _runs_of_files(files, self.overlap_words) for name, files in self.files.items()}
+
+
+@cache
+def _runs_of_files(files: tuple[Path, ...], n: int) -> Runs:
+    # read once a process, however many sets are compared with it
+    items = (text for file in files for text in _items(file))
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(_runs(text, n) for text in items)]))
+
+
+def _items(file: Path) -> Iterator[str]:
+    """Every item of a file as one text: a line's strings in their order, or the whole of a `.txt`."""
+    if ".txt" in file.suffixes:
+        yield from (document.text for document in FileCorpus(path=file).documents())
+        return
+    with unpacked(file) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield "\n".join(_strings(json.loads(line))) if line.strip() else ""
+            except ValueError:
+                raise CorpusError(
+                    f"line {number} of {file} is not JSON: evaluation text is one object a line"
+                ) from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+
+
+def _runs(text: str, n: int) -> Runs:
+    """A 64-bit hash of every run of `n` words, sorted, each once."""
+    numbers = np.array([_number(word) for word in words(text)], dtype=np.uint64)
+    if len(numbers) < n:
+        return np.zeros(0, np.uint64)
+    hashes = np.zeros(len(numbers) - n + 1, np.uint64)
+    for place in range(n):  # a polynomial in an odd base, modulo 2^64
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + numbers[place : place + len(hashes)]
+    return np.unique(hashes)
+
+
+def _n_shared(few: Runs, many: Runs) -> int:
+    # looked up one by one: the runs of an evaluation set are millions, and stay sorted
+    places = np.searchsorted(many, few)
+    inside = places < len(many)
+    return int((many[places[inside]] == few[inside]).sum())
+
+
+@cache
+def _number(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

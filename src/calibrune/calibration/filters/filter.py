@@ -1,0 +1,50 @@
+"""What every filter is: documents in, those that stay out, in their order; what goes is counted, with its reason."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, Protocol, runtime_checkable
+
+from calibrune.corpora.document import Document
+from calibrune.errors import ConfigError
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Lets some documents through. Implementations are frozen dataclasses: fields are settings, and are recorded.
+
+    One with more to record than its fields (the hash of a file that it reads, the weights of a model) has a method
+    `describe` that gives its record as JSON.
+    """
+
+    def keep(self, documents: Iterable[Document], dropped: Counter[str]) -> Iterator[Document]:
+        """Yield the documents that stay, in their order; count the others in `dropped`, by reason."""
+
+
+@runtime_checkable
+class Remark(Protocol):
+    """What a filter has besides, when there is something to say of documents that stay."""
+
+    remark_name: str
+    """The field of the manifest that holds the remarks."""
+
+    def remark(self, document: Document) -> Any:
+        """What the manifest should say of this document, as JSON; None: nothing."""
+
+
+def import_filter_library(module: str, package: str, extra: str = "filters") -> Any:
+    """A library of an extra, or `ConfigError` that says how to install it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ConfigError(
+            f"this filter needs {package}, which is not installed: pip install 'calibrune[{extra}]'"
+        ) from None
+
+
+def library(package: str) -> str:
+    """Name and version of a library whose version can change what is filtered."""
+    return f"{package} {version(package)}"

@@ -1,0 +1,121 @@
+"""What every proxy is: a function from a calibration set to a number, known before anything is pruned."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calibrune.activations import InputNorm, stream_blocks
+from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.lm.likelihood import token_moments
+from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
+from calibrune.progress import track
+
+Better = Literal["higher", "lower", "unknown"]
+
+FORMAT = 1
+"""Counts changes of what is measured with the model, so that an old measurement is not taken for a new one."""
+
+
+class Context:
+    """What proxies share: the model, its own samples, and what the model makes of a set, each measured once.
+
+    Measurements are kept in the cache by weights, dtype, attention and the set's fingerprint: a comparison that was
+    stopped goes on with the set that it was at.
+    """
+
+    def __init__(self, lm: LanguageModel, own: Callable[[], CalibrationSet]) -> None:
+        self.lm = lm
+        self._make_own = own
+
+    @cached_property
+    def own(self) -> CalibrationSet:
+        """Text that the model wrote itself: what other sets are held against."""
+        return self._make_own()
+
+    def moments(self, data: CalibrationSet) -> Float[Tensor, "batch seq 3"]:
+        """log p of every token but the first of each sample, its mean and standard deviation; on the CPU."""
+
+        def measure() -> dict[str, Tensor]:
+            samples = track(torch.split(data.input_ids, 1), "scoring the samples", unit="sample")
+            return {"moments": torch.cat([token_moments(self.lm.model, sample).cpu() for sample in samples])}
+
+        return self._kept("moments", data, measure)["moments"]
+
+    def input_rms(self, data: CalibrationSet) -> dict[str, Float[Tensor, "in"]]:
+        """Root of the mean square of every input channel, by layer; layers with one input share it, and are one.
+
+        Experts that saw no token are left out.
+        """
+
+        def measure() -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            for block in stream_blocks(self.lm.model, data.input_ids, [InputNorm], propagate="dense"):
+                seen = set()
+                for inputs in block.layers:
+                    norm = inputs.stats[InputNorm]
+                    if norm.tokens and id(norm) not in seen:
+                        seen.add(id(norm))
+                        found[inputs.layer.name] = norm.rms.cpu()
+            return found
+
+        return self._kept("rms", data, measure)
+
+    @cached_property
+    def _key(self) -> str:
+        model = self.lm.model
+        what = [
+            weights_fingerprint(model),
+            str(model.dtype),
+            getattr(model.config, "_attn_implementation", None),
+            FORMAT,
+        ]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+    def _kept(self, what: str, data: CalibrationSet, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        file = cache_folder() / "proxies" / self._key / f"{what}-{data.fingerprint}.safetensors"
+        if (kept := _read(file)) is not None:
+            return kept
+        measured = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{id(measured):x}.unfinished")
+        save_file({name: tensor.contiguous().clone() for name, tensor in measured.items()}, unfinished)
+        unfinished.replace(file)
+        return measured
+
+
+@runtime_checkable
+class Proxy(Protocol):
+    """A function from a calibration set to a number. Implementations are settings classes: fields are parameters."""
+
+    better: ClassVar[Better]
+    """Which way it is thought to point; "unknown" where nobody has said."""
+    founded: ClassVar[str]
+    """What that rests on, in one sentence. How well it predicts a pruned model's accuracy is not measured for any."""
+
+    def measure(self, data: CalibrationSet, context: Context) -> float:
+        """The number; nan where the set does not say what is needed."""
+
+
+@runtime_checkable
+class PerSample(Protocol):
+    """A proxy with a number for every sample, for histograms and standard errors."""
+
+    def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
+        """One number a sample, in their order."""
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None

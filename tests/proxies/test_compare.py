@@ -1,0 +1,66 @@
+"""Sets side by side: one size for all, an order with its reason, and what speaks against it."""
+
+import pytest
+from tiny_models import random_ids
+
+from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.errors import ConfigError
+from calibrune.proxies.compare import Measured, of_one_size, rank, standard_error
+
+
+def measured(name, *samples, perplexity=10.0, repetition=0.0):
+    mean = sum(samples) / len(samples)
+    values = {"min_k_plus_plus": mean, "perplexity": perplexity, "repetition": repetition, "effective_documents": 3.0}
+    return Measured(name, "f" * 12, values, {"min_k_plus_plus": list(samples)})
+
+
+def test_the_highest_min_k_plus_plus_comes_first_and_the_reason_says_so():
+    found = rank([measured("low", -2.0, -2.2), measured("high", -1.0, -1.2)])
+    assert found.order == ("high", "low")
+    # 1 / sqrt(0.1² + 0.1²)
+    assert "high comes first by min_k_plus_plus (-1.1" in found.reason
+    assert "7.1 standard errors away: more than the samples' noise" in found.reason
+    assert "Ji et al." in found.reason
+
+
+def test_what_noise_could_do_is_not_told_apart():
+    assert "not told apart" in rank([measured("a", -1.0, -3.0), measured("b", -1.1, -3.1)]).reason
+
+
+def test_what_speaks_against_the_order_is_said():
+    said = " ".join(rank([measured("a", -1.0, repetition=0.5), measured("b", -2.0, perplexity=5.0)]).cautions)
+    assert "Perplexity says otherwise: b" in said
+    assert "a repeats itself (50%" in said
+    assert "WikiText-2" in said
+    assert "one seed" in said
+    assert "not measured" in said
+
+
+def test_another_proxy_can_rank_and_the_lower_is_first_where_lower_is_better():
+    sets = [measured("a", -1.0, perplexity=9.0), measured("b", -2.0, perplexity=5.0), measured("c", -2.0)]
+    assert rank(sets, by="perplexity").order == ("b", "a", "c")
+
+
+def test_what_cannot_be_told_comes_last():
+    assert rank([measured("nan", float("nan")), measured("a", -9.0)]).order == ("a", "nan")
+
+
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [("perplexty", "did you mean 'perplexity'"), ("vocabulary", "nobody knows whether more is better")],
+)
+def test_ranking_by_what_cannot_rank_is_one_sentence(by, says):
+    with pytest.raises(ConfigError, match=says):
+        rank([measured("a", 1.0)], by=by)
+
+
+def test_sets_are_cut_to_the_smallest():
+    one, two = of_one_size([CalibrationSet.from_ids(random_ids(4, 24)), CalibrationSet.from_ids(random_ids(6, 16))])
+    assert one.input_ids.shape == two.input_ids.shape == (4, 16)
+    assert one.manifest["part_of"]["seq_len"] == 24
+
+
+def test_one_sample_has_no_standard_error():
+    assert standard_error([1.0]) is None
+    assert standard_error([1.0, float("inf")]) is None
+    assert standard_error([1.0, 3.0]) == 1.0

@@ -1,0 +1,127 @@
+"""`compare` and `inspect --model` from end to end, and the page as a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from tiny_models import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from calibrune import verbs
+from calibrune.cli import app
+from calibrune.errors import ConfigError
+from calibrune.proxies import PROXIES
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    for name, word in (("geese", "The geese had settled on a lake"), ("loop", "and on and on")):
+        lines = [json.dumps({"text": f"{word} number {i}. " * 6}) for i in range(20)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(place, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALIBRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        sets = [str(place / "geese.jsonl"), str(place / "loop.jsonl:drop_highest=0.2"), "random"]
+        arguments = ["compare", *sets, "--model", str(place / "model"), "--samples", "4", "--seq-len", "32"]
+        result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out, result.stdout
+
+
+def test_the_terminal_shows_every_proxy_the_order_and_its_reason(compared):
+    out, said = compared
+    assert all(re.search(rf"^{name} ", said, re.MULTILINE) for name in PROXIES)
+    assert "Ranking: " in said
+    assert "Ji et al. (2025)" in said
+    assert "never chooses data" in said
+    assert str(out / "compare.html") in said
+
+
+def test_every_number_is_in_the_record_with_what_it_was_measured_on(compared):
+    out, _ = compared
+    assert sorted(file.name for file in out.iterdir()) == ["compare.html", "compare.json"]
+    found = json.loads((out / "compare.json").read_text())
+    assert [one["name"] for one in found["sets"]] == ["geese", "loop:drop_highest=0.2", "random"]
+    for one in found["sets"]:
+        assert one["values"].keys() == PROXIES.keys()
+        assert len(one["samples"]["perplexity"]) == 4
+        assert one["manifest"]["fingerprint"] == one["fingerprint"]
+    assert sorted(found["ranking"]["order"]) == sorted(one["name"] for one in found["sets"])
+    assert len(found["model"]["weights"]) == 12
+    assert found["own_samples"]["fingerprint"] not in [one["fingerprint"] for one in found["sets"]]
+
+
+def browser(page, *arguments):
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *arguments]
+    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and it is not installed")
+def test_in_a_browser_the_charts_are_there_and_nothing_is_fetched(compared, tmp_path):
+    page, log = compared[0] / "compare.html", tmp_path / "net.json"
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    shown = browser(page, "--dump-dom", f"--log-net-log={log}", "--disable-background-networking", profile).stdout
+    # five bar charts, and two histograms of each of three sets
+    assert shown.count('role="img"') == shown.count("</svg>") == 11
+    assert shown.count("<path") > 50
+    assert "Which set to try first" in shown
+    assert not re.search(r"""(src|href)\s*=\s*["']|url\((?!#)|@import""", re.sub(r"xlink:href=\"#", "", shown))
+    asked = set(re.findall(r'"url":"((?!file:|data:|chrome|about:)[^"]+)"', log.read_text()))
+    # the browser's own calls home are no part of the page
+    own = re.compile(r"^\w+://[\w.-]*(google|googleapis|gvt1)\.com[/:]")
+    assert [url for url in asked if not own.match(url)] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and it is not installed")
+def test_a_browser_can_draw_the_page(compared, tmp_path):
+    picture = tmp_path / "page.png"
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    browser(compared[0] / "compare.html", f"--screenshot={picture}", "--window-size=1000,3000", profile)
+    assert picture.stat().st_size > 50_000
+
+
+def test_one_set_is_shown_without_a_ranking(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBRUNE_CACHE", str(tmp_path))
+    arguments = [str(place / "geese.jsonl"), "--model", str(place / "model"), "--samples", "2", "--seq-len", "32"]
+    result = CliRunner().invoke(app, ["inspect", *arguments])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^min_k_plus_plus +higher +-?\d", result.stdout, re.MULTILINE)
+    assert "Ranking" not in result.stdout
+    as_json = CliRunner().invoke(app, ["inspect", *arguments, "--json"])
+    assert json.loads(as_json.stdout)["sets"][0]["values"].keys() == PROXIES.keys()
+
+
+def test_finished_sets_are_compared_as_they_are(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBRUNE_CACHE", str(tmp_path / "cache"))
+    model = str(place / "model")
+    verbs.calibrate("random", model=model, out=tmp_path / "set", samples=3, seq_len=24, seed=0)
+    found = verbs.quality([str(tmp_path / "set")] * 2, model=model)
+    assert found["size"] == {"samples": 3, "seq_len": 24}
+    assert [one["name"] for one in found["sets"]] == ["set", "set'"]
+    assert found["sets"][0]["values"]["perplexity"] == found["sets"][1]["values"]["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "by", "says"),
+    [
+        (["random"], "perplexity", "needs two sets or more, got random"),
+        (["random", "random"], "perplexty", "did you mean 'perplexity'"),
+        (["random", "randm"], "perplexity", "no calibration source 'randm'"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_before_the_model_is_loaded(sets, by, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        verbs.compare(sets, out=tmp_path / "out", by=by, model="nowhere/at-all")
+    assert not (tmp_path / "out").exists()
