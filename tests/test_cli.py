@@ -109,7 +109,7 @@ def test_two_of_four_is_said_as_what_goes(here, tmp_path):
 def test_a_method_that_reads_no_data_says_so(here, tmp_path):
     said = run("prune", "model", "--method", "magnitude:group=row", "--out", tmp_path / "out").out
     assert "none; the method needs none" in said
-    assert "magnitude (group=row)" in said
+    assert "magnitude (group=row, select=rank)" in said
 
 
 def test_from_how_many_tokens_on_an_expert_is_looked_at_can_be_asked_and_is_recorded(here, tmp_path):
