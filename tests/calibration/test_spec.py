@@ -296,3 +296,13 @@ def test_a_set_that_was_changed_on_disk_is_refused(here, lm):
     save_file({"input_ids": random_ids(8, 16, seed=1)}, "made/calibration.safetensors")
     with pytest.raises(CalibrationError, match="fingerprint"):
         build_calibration("made", lm)
+
+
+def test_a_set_of_another_models_tokenizer_is_refused_and_its_bare_tokens_are_not(here, lm):
+    made = build_calibration("lines.jsonl", lm, n_samples=2, seq_len=16)
+    made.save(here / "ours")
+    assert build_calibration("ours", lm).fingerprint == made.fingerprint
+    other = tiny_lm(adds_bos=False)
+    with pytest.raises(CalibrationError, match=r"made with another tokenizer \(\w{12}\) than this model's \(\w{12}\)"):
+        build_calibration("ours", other)
+    assert torch.equal(build_calibration("ours/calibration.safetensors", other).input_ids, made.input_ids)

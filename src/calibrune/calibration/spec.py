@@ -12,6 +12,7 @@ from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter
 from calibrune.calibration.filters.options import filter_options, filters_of
 from calibrune.calibration.mixture import Mixture, Part
+from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.chat import Chat
 from calibrune.corpora.document import Corpus
@@ -120,6 +121,14 @@ def _holds_tokens(source: str) -> bool:
 
 def _fitting(made: CalibrationSet, lm: LanguageModel) -> CalibrationSet:
     made.check_fits(vocab_size=lm.vocab_size, context_length=lm.context_length)
+    # tokens of one's own say not whose they are
+    tokenizer = made.manifest.get("tokenizer", {}).get("sha256")
+    if tokenizer and tokenizer != (own := describe_tokenizer(lm.tokenizer)["sha256"]):
+        raise CalibrationError(
+            f"the calibration set {made.fingerprint} was made with another tokenizer ({tokenizer[:12]}) than this "
+            f"model's ({own[:12]}): make it anew for this model, or give its calibration.safetensors if you know that "
+            f"the ids mean the same"
+        )
     return made
 
 
