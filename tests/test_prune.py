@@ -15,7 +15,7 @@ from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import weights_fingerprint
-from calibrune.patterns import parse_pattern
+from calibrune.patterns import SemiStructured, parse_pattern
 from calibrune.prune import LayerReport, PruneReport, prune_model
 from calibrune.pruners import PRUNERS, DSnoT, DSnoTPublished, Magnitude, PrunedWeight, SparseGPT, Wanda
 
@@ -449,3 +449,25 @@ def test_a_pruner_that_goes_by_names_is_asked_for_each_layer():
     same = {name for name in wanda if torch.equal(wanda[name], published[name])}
     assert {name for name in wanda if "mlp" in name} <= same
     assert any("self_attn" in name for name in wanda.keys() - same)
+
+
+def test_an_allocation_may_read_data_where_the_method_does_not():
+    calibration = random_ids()
+    model = tiny_model()
+    report = prune_model(model, calibration, Magnitude(), "50%", allocation=OWL(outlier=3.0))
+    assert len({layer.asked for layer in report.layers}) > 1
+    assert {layer.output_error for layer in report.layers} == {None}
+    with pytest.raises(ConfigError, match="OWL needs calibration data, got none"):
+        prune_model(tiny_model(), None, Magnitude(), "50%", allocation=OWL(outlier=3.0))
+
+
+def test_a_pattern_that_a_method_cannot_give_is_refused_before_anything_runs():
+    model = tiny_model()
+    with pytest.raises(ConfigError, match="cannot give 2:4"):
+        prune_model(model, None, Wanda(select="cumulative"), "2:4")
+    # of an allocation's own patterns too
+    model, before = tiny_model(), tiny_model().state_dict()
+    layers = {layer.name: SemiStructured(2, 4) for block in decoder_blocks(model) for layer in block.layers}
+    with pytest.raises(ConfigError, match="cannot give 2:4"):
+        prune_model(model, random_ids(), Wanda(select="cumulative"), "50%", allocation=SparsityAllocation(layers))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

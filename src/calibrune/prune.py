@@ -19,7 +19,7 @@ from calibrune.errors import CalibruneError, ConfigError, ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.patterns import SparsityPattern, parse_target, percent
-from calibrune.pruners import Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
+from calibrune.pruners import ChecksPattern, Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
 
 MIN_EXPERT_TOKENS = 16
 """An expert that saw fewer is pruned without looking at them, unless told otherwise."""
@@ -130,21 +130,21 @@ def prune_model(
         raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
     if min_expert_tokens < 0:
         raise ConfigError(f"min_expert_tokens must be 0 or more, got {min_expert_tokens}")
-    data = _calibration(model, calibration, pruner)
-    input_ids, mask = (data.input_ids, data.attention_mask) if data else (None, None)
+    check_pattern(pruner, target)
     allocation = Uniform() if allocation is None else allocation
+    data = _calibration(model, calibration, pruner, allocation)
     if not isinstance(allocation, SparsityAllocation):
-        allocation = allocation.allocate(model, input_ids, target, mask)
-    _check_layers(model, allocation)
+        allocation = allocation.allocate(model, data, target, batch_tokens=batch_tokens)
+    _check_layers(model, allocation, pruner)
     start = time.perf_counter()
     reports: list[LayerReport] = []
     blocks = stream_blocks(
         model,
-        input_ids,
+        data.input_ids if data else None,
         (*pruner.requires, InputSample) if pruner.requires else (),
         propagate=propagate,
         batch_tokens=batch_tokens,
-        attention_mask=mask,
+        attention_mask=data.attention_mask if data else None,
         description=f"pruning ({type(pruner).__name__}, {percent(target)})",
     )
     with _saying_how_far(reports):
@@ -161,16 +161,31 @@ def prune_model(
     return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
+def needs_data(pruner: Pruner, allocation: Allocator | SparsityAllocation) -> str | None:
+    """What of the two reads calibration data, by its name; None: nothing does."""
+    return next((type(one).__name__ for one in (pruner, allocation) if getattr(one, "requires", ())), None)
+
+
+def check_pattern(pruner: Pruner, pattern: SparsityPattern) -> None:
+    """Raise `ConfigError` where a method cannot give a pattern, before hours of calibration."""
+    if isinstance(pruner, ChecksPattern):
+        pruner.check_pattern(pattern)
+
+
 def _calibration(
-    model: PreTrainedModel, calibration: CalibrationSet | Tensor | None, pruner: Pruner
+    model: PreTrainedModel,
+    calibration: CalibrationSet | Tensor | None,
+    pruner: Pruner,
+    allocation: Allocator | SparsityAllocation,
 ) -> CalibrationSet | None:
-    """The calibration set, checked against the model; None where the method reads none."""
-    if not pruner.requires:
+    """The calibration set, checked against the model; None where nothing reads one."""
+    reader = needs_data(pruner, allocation)
+    if reader is None:
         return None
     if calibration is None:
         raise ConfigError(
-            f"{type(pruner).__name__} needs calibration data, got none; give a CalibrationSet or token ids "
-            f"[n_samples, seq_len], or choose a method that needs none (magnitude)"
+            f"{reader} needs calibration data, got none; give a CalibrationSet or token ids [n_samples, seq_len], or "
+            f"choose a method and an allocation that need none (magnitude, uniform)"
         )
     if isinstance(calibration, Tensor):
         calibration = CalibrationSet.from_ids(calibration)
@@ -185,8 +200,10 @@ def _calibration(
     return calibration
 
 
-def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation) -> None:
-    """Every layer has a pattern that fits, and weights that are numbers: before the first is changed."""
+def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation, pruner: Pruner) -> None:
+    """Every layer has a pattern that fits it and the method, and weights that are numbers: before the first changes."""
+    for pattern in set(allocation.patterns.values()):
+        check_pattern(pruner, pattern)
     for block in decoder_blocks(model):
         for layer in block.layers:
             allocation.check_covers(layer)

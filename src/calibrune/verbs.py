@@ -26,7 +26,7 @@ from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, lo
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
 from calibrune.proxies.compare import CRITERION, OWN_SAMPLES, as_record, check_criterion, measure, of_one_size, rank
-from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, prune_model
+from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, check_pattern, needs_data, prune_model
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
 from calibrune.report.extras import import_extra
@@ -59,12 +59,13 @@ def prune(
     pruner = choose(PRUNERS, "method", method_name, method_options)
     allocator_name, allocator_options = parse_spec(allocation)
     allocator = choose(ALLOCATORS, "allocator", allocator_name, allocator_options)
+    check_pattern(pruner, pattern)
     _check_choice("propagate", propagate, get_args(Propagate))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(calibration, n_samples=samples, seq_len=seq_len, seed=seed)
     lm = load_model(model, **loading)
     check_allocatable(lm.model, pattern)
-    data = calibrated(lm) if pruner.requires else None
+    data = calibrated(lm) if needs_data(pruner, allocator) else None
     weights = weights_fingerprint(lm.model)
     request = request_for(
         lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,

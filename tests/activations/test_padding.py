@@ -7,7 +7,7 @@ from torch import nn
 
 from calibrune.activations import InputHessian, InputMoments, InputNorm, InputSample, LayerStats, stream_blocks
 from calibrune.activations.stream import _add_by_sequence
-from calibrune.allocators import OWL
+from calibrune.allocators import OWL, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ModelError
 from calibrune.lm.layout import decoder_blocks
@@ -86,11 +86,12 @@ def test_what_stands_at_padding_changes_nothing():
 def test_outliers_are_those_of_the_real_tokens():
     ids, mask = padded()
     model = tiny_model()
-    shares = OWL(outlier=3.0).allocate(model, ids, Unstructured(0.5), mask)
-    only_real = OWL(outlier=3.0).allocate(model, ids[[0, 5]], Unstructured(0.5), mask[[0, 5]])
-    whole = OWL(outlier=3.0).allocate(model, ids[[0, 5]], Unstructured(0.5))
-    assert only_real == whole
-    assert shares != OWL(outlier=3.0).allocate(model, ids, Unstructured(0.5))
+
+    def allocated(ids: torch.Tensor, mask: torch.Tensor | None = None) -> SparsityAllocation:
+        return OWL(outlier=3.0).allocate(model, CalibrationSet.from_ids(ids, mask), Unstructured(0.5))
+
+    assert allocated(ids[[0, 5]], mask[[0, 5]]) == allocated(ids[[0, 5]])
+    assert allocated(ids, mask) != allocated(ids)
 
 
 def test_a_layer_that_says_not_which_tokens_it_is_given_is_refused_with_padding():

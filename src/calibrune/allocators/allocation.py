@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from calibrune.activations.statistics import InputStatistic
+from calibrune.activations.stream import BATCH_TOKENS
+from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import PrunableLayer
 from calibrune.patterns import SparsityPattern
@@ -61,11 +62,16 @@ class SparsityAllocation:
 class Allocator(Protocol):
     """Shares a target sparsity out over the layers. Implementations are frozen dataclasses."""
 
+    @property
+    def requires(self) -> tuple[type[InputStatistic], ...]:
+        """The statistics of the layers' inputs that `allocate` reads; none: no calibration data is needed."""
+
     def allocate(
         self,
         model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"] | None,
+        calibration: CalibrationSet | None,
         target: SparsityPattern,
-        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> SparsityAllocation:
-        """Give every prunable layer of the model its pattern; the mask is False at padding."""
+        """Give every prunable layer of the model its pattern; `batch_tokens` go through a block at once."""

@@ -1,16 +1,19 @@
 """AlphaPruning: layer ratios from the spectra of the weights alone; needs no data, and so is the control for OWL."""
 
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Lt
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from calibrune.activations.statistics import InputStatistic
+from calibrune.activations.stream import BATCH_TOKENS
 from calibrune.allocators.allocation import SparsityAllocation
 from calibrune.allocators.spread import sizes, unstructured_by_block, weighted_mean
+from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.patterns import SemiStructured, SparsityPattern
@@ -28,14 +31,17 @@ class AlphaPruning:
     spread: Annotated[float, Ge(0), Lt(1)] = 0.3
     """tau: before scaling to the target, sparsities lie between 1 - tau and 1 + tau times it."""
 
+    requires: ClassVar[tuple[type[InputStatistic], ...]] = ()
+
     def allocate(
         self,
         model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"] | None,
+        calibration: CalibrationSet | None,
         target: SparsityPattern,
-        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> SparsityAllocation:
-        """Measure every weight's spectrum; `input_ids` is not looked at.
+        """Measure every weight's spectrum; `calibration` is not looked at.
 
         Raises:
             ConfigError: an N:M target, which leaves no ratio to choose; a block's sparsity leaves [0, 1).

@@ -1,17 +1,17 @@
 """OWL: blocks with many outlying scores keep more of their weights."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt, Lt
-from jaxtyping import Bool, Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibrune.activations import BlockInputs, InputNorm, stream_blocks
+from calibrune.activations import BlockInputs, InputNorm, InputStatistic, stream_blocks
+from calibrune.activations.stream import BATCH_TOKENS
 from calibrune.allocators.allocation import SparsityAllocation
 from calibrune.allocators.spread import mixed_by_block, sizes, unstructured_by_block, weighted_mean
 from calibrune.allocators.uniform import Uniform
+from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.patterns import SemiStructured, SparsityPattern
@@ -38,12 +38,15 @@ class OWL:
     n_width: Annotated[float, Gt(0)] = 2.0
     """Lambda for mixed N:M, in weights of a group of M."""
 
+    requires: ClassVar[tuple[type[InputStatistic], ...]] = (InputNorm,)
+
     def allocate(
         self,
         model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"] | None,
+        calibration: CalibrationSet | None,
         target: SparsityPattern,
-        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> SparsityAllocation:
         """Run the calibration data through the dense model and share the sparsity out by block.
 
@@ -51,18 +54,19 @@ class OWL:
             ConfigError: no calibration data, or a block's sparsity leaves [0, 1).
         """
         if isinstance(target, SemiStructured) and self.n_m == "strict":
-            return Uniform().allocate(model, input_ids, target, attention_mask)
-        if input_ids is None:
+            return Uniform().allocate(model, calibration, target)
+        if calibration is None:
             raise ConfigError("OWL needs calibration data to find outliers, got none; use allocation=uniform without")
         blocks = decoder_blocks(model)
         shares = [
             self._outliers(block)
             for block in stream_blocks(
                 model,
-                input_ids,
-                (InputNorm,),
+                calibration.input_ids,
+                self.requires,
                 propagate="dense",
-                attention_mask=attention_mask,
+                batch_tokens=batch_tokens,
+                attention_mask=calibration.attention_mask,
                 description="looking for outliers (OWL)",
             )
         ]

@@ -1,10 +1,13 @@
 """The same sparsity in every layer."""
 
-from jaxtyping import Bool, Int
-from torch import Tensor
+from typing import ClassVar
+
 from transformers import PreTrainedModel
 
+from calibrune.activations.statistics import InputStatistic
+from calibrune.activations.stream import BATCH_TOKENS
 from calibrune.allocators.allocation import SparsityAllocation
+from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.lm.layout import decoder_blocks
 from calibrune.patterns import SparsityPattern
 from calibrune.settings import settings
@@ -14,12 +17,15 @@ from calibrune.settings import settings
 class Uniform:
     """Every layer gets the target's own sparsity."""
 
+    requires: ClassVar[tuple[type[InputStatistic], ...]] = ()
+
     def allocate(
         self,
         model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"] | None,
+        calibration: CalibrationSet | None,
         target: SparsityPattern,
-        attention_mask: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> SparsityAllocation:
         """Give every prunable layer the target pattern; reads no data."""
         layers = [layer for block in decoder_blocks(model) for layer in block.layers]

@@ -4,7 +4,7 @@ from calibrune.pruners.alps import ALPS
 from calibrune.pruners.dsnot import DSnoT, DSnoTPublished
 from calibrune.pruners.magnitude import Magnitude
 from calibrune.pruners.masks import keep_highest
-from calibrune.pruners.pruner import PerLayer, PrunedWeight, Pruner
+from calibrune.pruners.pruner import ChecksPattern, PerLayer, PrunedWeight, Pruner
 from calibrune.pruners.ria import RIA
 from calibrune.pruners.sparsegpt import SparseGPT
 from calibrune.pruners.wanda import Wanda
@@ -23,6 +23,7 @@ __all__ = [
     "ALPS",
     "PRUNERS",
     "RIA",
+    "ChecksPattern",
     "DSnoT",
     "DSnoTPublished",
     "Magnitude",

@@ -11,7 +11,7 @@ from torch import Tensor
 from calibrune.activations.statistics import InputMoments, InputNorm, InputStatistic, LayerStats
 from calibrune.patterns import SemiStructured, SparsityPattern
 from calibrune.pruners.magnitude import Magnitude
-from calibrune.pruners.pruner import PrunedWeight, Pruner
+from calibrune.pruners.pruner import ChecksPattern, PrunedWeight, Pruner
 from calibrune.pruners.ria import RIA
 from calibrune.pruners.sparsegpt import SparseGPT
 from calibrune.pruners.wanda import Wanda
@@ -67,6 +67,11 @@ class DSnoT:
             swaps = self._swaps(start.mask, mean, gain, score)
         mask = self._apply(start.mask, *swaps)
         return PrunedWeight(weight.masked_fill(~mask, 0), mask, start.damping)
+
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for a pattern that the initial method cannot give."""
+        if isinstance(self.initial, ChecksPattern):
+            self.initial.check_pattern(pattern)
 
     def _swaps(
         self,
@@ -178,6 +183,10 @@ class DSnoTPublished:
     def prune(self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern) -> PrunedWeight:
         """As for a layer that is not skipped."""
         return self.refine.prune(weight, stats, pattern)
+
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for a pattern that the initial method cannot give."""
+        self.refine.check_pattern(pattern)
 
 
 def _first(allowed: Bool[Tensor, "out in"], order: Float[Tensor, "out in"], count: int) -> Int[Tensor, "out cycles"]:

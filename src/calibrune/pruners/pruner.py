@@ -38,3 +38,11 @@ class PerLayer(Protocol):
 
     def for_layer(self, name: str) -> Pruner:
         """The pruner for the layer of this name: `model.layers.0.mlp.up_proj`."""
+
+
+@runtime_checkable
+class ChecksPattern(Protocol):
+    """A pruner that cannot give every pattern, and says so before any work."""
+
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for a pattern that it cannot give."""

@@ -42,10 +42,7 @@ class SparseGPT:
             ConfigError: the block size is not a multiple of M.
             RunError: the Hessian cannot be factorised even with the highest damping.
         """
-        if isinstance(pattern, SemiStructured) and self.block_size % pattern.m:
-            raise ConfigError(
-                f"{pattern} sparsity needs a block_size that is a multiple of {pattern.m}, got {self.block_size}"
-            )
+        self.check_pattern(pattern)
         H = stats[InputHessian].matrix
         dead = H.diagonal() == 0
         factor = inverse_factor(H, self.damping)
@@ -60,6 +57,13 @@ class SparseGPT:
             W[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1)
         kept = mask.T.contiguous()
         return PrunedWeight(W.T.contiguous().to(weight.dtype).masked_fill_(~kept, 0), kept, damping=factor.damping)
+
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for N:M where M does not divide the block size."""
+        if isinstance(pattern, SemiStructured) and self.block_size % pattern.m:
+            raise ConfigError(
+                f"{pattern} sparsity needs a block_size that is a multiple of {pattern.m}, got {self.block_size}"
+            )
 
 
 class InverseFactor(NamedTuple):

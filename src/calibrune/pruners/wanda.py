@@ -33,14 +33,16 @@ class Wanda:
         Raises:
             ConfigError: N:M was asked for with the cumulative selection, which leaves rows different sparsities.
         """
+        self.check_pattern(pattern)
         scores = weight.abs().float() * stats[InputNorm].rms
-        if self.select == "rank":
-            mask = keep_highest(scores, pattern)
-        elif isinstance(pattern, SemiStructured):
-            raise ConfigError(f"Wanda with select='cumulative' cannot give {pattern}; use select='rank'")
-        else:
-            mask = _above_a_share(scores, pattern.sparsity)
+        is_cumulative = self.select == "cumulative"
+        mask = _above_a_share(scores, pattern.sparsity) if is_cumulative else keep_highest(scores, pattern)
         return PrunedWeight(weight.masked_fill(~mask, 0), mask)
+
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for N:M with the cumulative selection, which leaves rows different sparsities."""
+        if self.select == "cumulative" and isinstance(pattern, SemiStructured):
+            raise ConfigError(f"Wanda with select='cumulative' cannot give {pattern}; use select='rank'")
 
 
 def _above_a_share(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tensor, "out in"]:
