@@ -61,6 +61,7 @@ PLANS: dict[str, tuple[str, list[Run]]] = {
             ("sparsegpt:select=threshold", "uniform", "50%"),
             ("dsnot:keep_best=false", "uniform", "50%"),
             ("dsnot-published", "uniform", "50%"),
+            ("dsnot:max_cycles=7", "uniform", "60%"),
             ("wanda", "owl:n_m=published:outlier=6", "2:4"),
         ],
     ),

@@ -15,20 +15,24 @@ TEXTS = {
     ("alpaca", "perplexity"): "Alpaca, exp of the mean loss",
 }
 
-FIDELITY: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, str] | None], ...] = (
+Row = dict[str, Any]
+Run = tuple[str, str, str]
+"""Method, allocation, pattern."""
+
+FIDELITY: tuple[tuple[str, str, str, tuple[str, ...], tuple[Run, Run] | None], ...] = (
     (
         "magnitude: how many go",
         "exactly `int(s n)`, by rank",
         "all up to a threshold: one more, and all ties",
         ("magnitude:select=threshold, 50%",),
-        ("magnitude:select=threshold", "magnitude"),
+        (("magnitude", "uniform", "50%"), ("magnitude:select=threshold", "uniform", "50%")),
     ),
     (
         "SparseGPT: how many go in a block of columns",
         "exactly `int(s n)`, by rank",
         "all up to a threshold: one more, and all ties",
         ("sparsegpt:select=threshold, 50%",),
-        ("sparsegpt:select=threshold", "sparsegpt"),
+        (("sparsegpt", "uniform", "50%"), ("sparsegpt:select=threshold", "uniform", "50%")),
     ),
     (
         "Wanda: of equal scores in a row",
@@ -42,21 +46,28 @@ FIDELITY: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, str] | None], .
         "the same share of each row",
         "the same; its appendix: a share of each row's summed scores",
         ("wanda:select=cumulative, 50%",),
-        ("wanda:select=cumulative", "wanda"),
+        (("wanda", "uniform", "50%"), ("wanda:select=cumulative", "uniform", "50%")),
     ),
     (
         "DSnoT: which of the swaps counts",
         "all up to the one that left the smallest error",
         "all, to the last",
         ("dsnot:keep_best=false, 50%", "dsnot:keep_best=false, 2:4"),
-        ("dsnot:keep_best=false", "dsnot"),
+        (("dsnot", "uniform", "50%"), ("dsnot:keep_best=false", "uniform", "50%")),
     ),
     (
         "DSnoT: which layers are refined",
         "all",
         "those without `mlp` in their name: LLaMA's attention, all of DCLM-7B",
         ("dsnot-published, 50%", "dsnot-published, 2:4"),
-        ("dsnot-published", "dsnot"),
+        (("dsnot", "uniform", "50%"), ("dsnot-published", "uniform", "50%")),
+    ),
+    (
+        "OWL: N of each block under N:M",
+        "rounded so that the mean N is the target's",
+        "rounded block by block, which can miss it",
+        (),
+        (("wanda", "owl:outlier=6", "2:4"), ("wanda", "owl:n_m=published:outlier=6", "2:4")),
     ),
     (
         "fused q, k and v",
@@ -66,9 +77,7 @@ FIDELITY: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, str] | None], .
         None,
     ),
 )
-"""What differs, here, in the released code, the rows of the masks, and the runs (theirs, ours) of the perplexities."""
-
-Row = dict[str, Any]
+"""What differs, here, in the released code, the rows of the masks, and the runs (ours, theirs) of the perplexities."""
 
 
 def methods_tables() -> str:
@@ -108,28 +117,22 @@ def allocations_table() -> str:
 
 def fidelity_table() -> str:
     """Every difference from the released code that can be measured, with its effect."""
-    runs = _runs("methods") | _runs("fidelity")
+    runs = _runs("methods") | _runs("allocations") | _runs("fidelity")
     masks = {row["name"]: row for row in _rows("fidelity-masks")}
     rows = []
     for what, ours, theirs, names, pair in FIDELITY:
-        setting = f"`{pair[0]}`" if pair else "none"
-        shares = ", ".join(f"{_share(masks[n]['value'])} ({n.rpartition(', ')[2]})" for n in names if n in masks)
-        effect = ""
-        if pair and all((name, "uniform", "50%") in runs for name in pair):
+        shares = ", ".join(
+            f"{_share(masks[name]['value'])} ({name.rpartition(', ')[2]})" for name in names if name in masks
+        )
+        setting, effect = "none", ""
+        if pair:
+            setting = f"`{next(new for old, new in zip(*pair, strict=True) if old != new)}`"
+        if pair and all(run in runs for run in pair):
             text = next(iter(TEXTS))
-            effect = " / ".join(_value(runs[name, "uniform", "50%"][text]) for name in reversed(pair))
+            effect = " / ".join(_value(runs[run][text]) for run in pair) + f" ({pair[0][2]})"
         rows.append([what, ours, theirs, setting, shares, effect])
-    return _table(
-        [
-            "what",
-            "here",
-            "released code",
-            "to have it",
-            "weights whose fate differs",
-            "WikiText-2 at 50%: here / theirs",
-        ],
-        rows,
-    )
+    columns = ["what", "here", "released code", "to have it", "weights whose fate differs", "WikiText-2: here / theirs"]
+    return _table(columns, rows)
 
 
 def _rows(name: str) -> list[Row]:
@@ -137,9 +140,9 @@ def _rows(name: str) -> list[Row]:
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _runs(name: str) -> dict[tuple[str, str, str], dict[tuple[str, str], Row]]:
+def _runs(name: str) -> dict[Run, dict[tuple[str, str], Row]]:
     """The rows of a measurement by method, allocation and pattern, then by text and metric."""
-    runs: dict[tuple[str, str, str], dict[tuple[str, str], Row]] = {}
+    runs: dict[Run, dict[tuple[str, str], Row]] = {}
     for row in _rows(name):
         setting = row["setting"]
         run = (setting["method"], setting["allocation"], setting["pattern"])
@@ -147,7 +150,7 @@ def _runs(name: str) -> dict[tuple[str, str, str], dict[tuple[str, str], Row]]:
     return runs
 
 
-def _paired(runs: dict[Any, dict[Any, Row]], one: tuple[str, str, str], other: tuple[str, str, str]) -> str:
+def _paired(runs: dict[Any, dict[Any, Row]], one: Run, other: Run) -> str:
     """The mean difference of the windows' losses ± its standard error."""
     text = next(iter(TEXTS))
     if one not in runs or other not in runs:

@@ -59,4 +59,4 @@ def test_allocations_stand_beside_the_uniform_one():
 
 def test_a_difference_from_the_released_code_has_its_effect():
     (line,) = [line for line in measured.fidelity_table().splitlines() if "select=cumulative" in line]
-    assert line.endswith("| `wanda:select=cumulative` | 1.23% (50%) | 30 / 31 |")
+    assert line.endswith("| `wanda:select=cumulative` | 1.23% (50%) | 30 / 31 (50%) |")
