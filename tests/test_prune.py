@@ -9,7 +9,7 @@ from reference.wanda_slow import wanda_slow
 from tiny_models import CONFIGS, VOCAB, random_ids, tiny_model
 from torch import Tensor, nn
 
-from calibrune.activations import InputHessian, InputNorm
+from calibrune.activations import InputHessian, InputNorm, stream_blocks
 from calibrune.allocators import OWL, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
@@ -212,48 +212,76 @@ def overflow_in_half_precision(model: nn.Module) -> None:
         model.model.layers[1].mlp.get_submodule(name).weight *= 1000
 
 
-@pytest.mark.parametrize("propagate", ["pruned", "dense"])
-@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), DSnoT()], ids=lambda pruner: type(pruner).__name__)
 @pytest.mark.parametrize(
-    ("broken_by", "first", "said"),
+    ("broken_by", "named"),
     [
-        (nan_in_a_norm, "model.layers.1.mlp.gate_proj", "so does model.layers.1.post_attention_layernorm.weight"),
-        (infinity_in_an_embedding, "model.layers.0.self_attn.q_proj", "so does model.embed_tokens.weight"),
-        (nan_in_the_last_norm_but_one, "model.layers.2.self_attn.q_proj", "so does model.layers.2.input_layernorm"),
-        (
-            overflow_in_half_precision,
-            "model.layers.1.mlp.down_proj",
-            "so float16 overflowed: load the model in float32",
-        ),
+        (nan_in_a_norm, "model.layers.1.post_attention_layernorm.weight"),
+        (infinity_in_an_embedding, "model.embed_tokens.weight"),
+        (nan_in_the_last_norm_but_one, "model.layers.2.input_layernorm.weight"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_activations_that_are_no_numbers_are_found_before_their_block_is_changed(
-    broken_by, first, said, pruner, propagate
-):
+@pytest.mark.parametrize("allocation", [None, OWL()], ids=["uniform", "owl"])
+def test_a_weight_that_is_not_pruned_must_be_a_number_too(broken_by, named, allocation):
     model = tiny_model()
     with torch.no_grad():
         broken_by(model)
+    before = bytes_of(model)
+    with pytest.raises(ModelError, match=f"weights of {named} are NaN or infinite"):
+        prune_model(model, random_ids(), allocation=allocation)
+    assert bytes_of(model) == before
+    # whoever walks through the blocks without asking first is told too
+    with pytest.raises(RunError, match=f"hold NaN or infinity on the calibration data, and so does {named}"):
+        list(stream_blocks(model, random_ids(), (InputNorm,)))
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), DSnoT()], ids=lambda pruner: type(pruner).__name__)
+def test_activations_that_are_no_numbers_are_found_before_their_block_is_changed(pruner, propagate):
+    model = tiny_model()
+    with torch.no_grad():
+        overflow_in_half_precision(model)
     names = layer_names(model)
     before = {layer.name: layer.weight.clone() for block in decoder_blocks(model) for layer in block.layers}
     with pytest.raises(RunError) as caught:
         prune_model(model, random_ids(), pruner, propagate=propagate)
-    assert f"of the inputs of {first} hold NaN or infinity" in str(caught.value)
-    assert said in str(caught.value)
-    block = next(index for index, layers in enumerate(names) if first in layers)
+    assert "of the inputs of model.layers.1.mlp.down_proj hold NaN or infinity" in str(caught.value)
+    assert "so float16 overflowed: load the model in float32" in str(caught.value)
     after = {layer.name: layer.weight for block in decoder_blocks(model) for layer in block.layers}
-    assert different(before, after) == {name for layers in names[:block] for name in layers}
+    assert different(before, after) == set(names[0])
     how_far = [note for note in getattr(caught.value, "__notes__", []) if "load it anew" in note]
-    assert [note.split()[0] for note in how_far] == ([str(7 * block)] if block else [])
+    assert [note.split()[0] for note in how_far] == ["7"]
 
 
 def test_owl_finds_activations_that_are_no_numbers_before_anything_is_changed():
     model = tiny_model()
     with torch.no_grad():
-        nan_in_a_norm(model)
+        overflow_in_half_precision(model)
     before = bytes_of(model)
-    with pytest.raises(RunError, match=r"the inputs of model\.layers\.1\.mlp\.gate_proj hold NaN"):
+    with pytest.raises(RunError, match=r"the inputs of model\.layers\.1\.mlp\.down_proj hold NaN"):
         prune_model(model, random_ids(), allocation=OWL())
+    assert bytes_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda new: new._replace(weight=new.weight * float("nan")), "returned weights that are NaN"),
+        (lambda new: new._replace(mask=~new.mask), "not zero where its mask is False"),
+        (lambda new: new._replace(mask=new.mask[:1]), "both must have the layer's shape"),
+    ],
+)
+def test_what_a_method_of_ones_own_returns_is_looked_at(spoil, said):
+    class Mine:
+        requires = ()
+
+        def prune(self, weight, stats, pattern):
+            return spoil(Magnitude().prune(weight, stats, pattern))
+
+    model = tiny_model()
+    before = bytes_of(model)
+    with pytest.raises(RunError, match=said):
+        prune_model(model, None, Mine(), "50%")
     assert bytes_of(model) == before
 
 

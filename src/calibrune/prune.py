@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from calibrune.activations.statistics import InputPeak, InputSample
 from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, stream_blocks
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.errors import CalibruneError, ConfigError, ModelError
+from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
 from calibrune.lm.layout import decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.patterns import SparsityPattern, parse_target, percent
@@ -131,6 +132,7 @@ def prune_model(
     if min_expert_tokens < 0:
         raise ConfigError(f"min_expert_tokens must be 0 or more, got {min_expert_tokens}")
     check_pattern(pruner, target)
+    _check_weights(model)
     allocation = Uniform() if allocation is None else allocation
     data = _calibration(model, calibration, pruner, allocation)
     if not isinstance(allocation, SparsityAllocation):
@@ -201,17 +203,24 @@ def _calibration(
 
 
 def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation, pruner: Pruner) -> None:
-    """Every layer has a pattern that fits it and the method, and weights that are numbers: before the first changes."""
+    """Every layer has a pattern that fits it and the method: before the first is changed."""
     for pattern in set(allocation.patterns.values()):
         check_pattern(pruner, pattern)
     for block in decoder_blocks(model):
         for layer in block.layers:
             allocation.check_covers(layer)
-            if n := int((~torch.isfinite(layer.weight)).sum()):
-                raise ModelError(
-                    f"{n} of {layer.weight.numel()} weights of {layer.name} are NaN or infinite; the checkpoint is "
-                    f"damaged, or overflowed in half precision: get it anew, or load it in float32"
-                )
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    """All weights are numbers, those of norms and embeddings too: before anything is run."""
+    layers = ((layer.name, layer.weight) for block in decoder_blocks(model) for layer in block.layers)
+    others = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    for name, weight in chain(layers, others):
+        if n := int((~torch.isfinite(weight)).sum()):
+            raise ModelError(
+                f"{n} of {weight.numel()} weights of {name} are NaN or infinite; the checkpoint is damaged, or "
+                f"overflowed in half precision: get it anew, or load it in float32"
+            )
 
 
 @contextmanager
@@ -239,10 +248,25 @@ def _fallback(inputs: LayerInputs, min_tokens: int) -> str | None:
 def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
     try:
         chosen = pruner.for_layer(inputs.layer.name) if isinstance(pruner, PerLayer) else pruner
-        return chosen.prune(inputs.layer.weight, inputs.stats, asked)
+        pruned = chosen.prune(inputs.layer.weight, inputs.stats, asked)
+        _check_pruned(pruned, inputs.layer.weight)
+        return pruned
     except CalibruneError as error:
         error.add_note(f"while pruning {inputs.layer.name} with {pruner}")
         raise
+
+
+def _check_pruned(pruned: PrunedWeight, weight: Tensor) -> None:
+    """What a method of anybody's returns: of the layer's shape, numbers, and zero where the mask says so."""
+    if pruned.weight.shape != weight.shape or pruned.mask.shape != weight.shape:
+        raise RunError(
+            f"the method returned a weight {tuple(pruned.weight.shape)} and a mask {tuple(pruned.mask.shape)} for a "
+            f"layer of {tuple(weight.shape)}; both must have the layer's shape"
+        )
+    if not pruned.weight.isfinite().all():
+        raise RunError("the method returned weights that are NaN or infinite; prune in float32, or mend the method")
+    if (pruned.weight[~pruned.mask] != 0).any():
+        raise RunError("the method returned weights that are not zero where its mask is False; mend the method")
 
 
 def _output_error(inputs: LayerInputs, pruned: PrunedWeight) -> float | None:

@@ -68,6 +68,16 @@ def test_mixed_n_of_m_keeps_the_mean_and_strict_keeps_the_pattern():
     assert OWL(n_m="strict").allocate(model, None, target) == Uniform().allocate(model, None, target)
 
 
+def test_mixed_n_of_m_keeps_the_mean_of_blocks_of_different_sizes():
+    model = tiny_model("qwen2-moe")
+    blocks = decoder_blocks(model)
+    sizes = [sum(layer.weight.numel() for layer in block.layers) for block in blocks]
+    assert len(set(sizes)) > 1
+    mixed = OWL(outlier=3.0).allocate(model, CalibrationSet.from_ids(random_ids()), SemiStructured(2, 4))
+    mean = sum(s * size for s, size in zip(by_block(mixed, model), sizes, strict=True)) / sum(sizes)
+    assert abs(mean - 0.5) <= max(sizes) / sum(sizes) / 4 / 2
+
+
 def test_published_n_of_m_is_rounded_block_by_block():
     model, input_ids, target = tiny_model("gemma3"), random_ids(), SemiStructured(2, 4)
     D = torch.tensor(outlier_shares(model, input_ids, 3.0))

@@ -4,9 +4,19 @@ import pytest
 import torch
 from tiny_models import CONFIGS, tiny_model
 from torch import nn
+from transformers import AfmoeConfig, AutoModelForCausalLM, HunYuanMoEV1Config, T5Config, T5ForConditionalGeneration
 
 from calibrune.errors import ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
+
+MOE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 LAYERS_A_BLOCK = {"llama": 7, "gemma3": 7, "gpt2": 6, "opt": 6}
 
@@ -47,3 +57,27 @@ def test_tied_parameters_are_counted_once():
     model = tiny_model("gemma3")
     assert n_parameters(model) == sum(p.numel() for p in model.parameters())
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("config", "router"),
+    [
+        (HunYuanMoEV1Config(**MOE, head_dim=8, num_experts=4, moe_topk=2), "mlp.gate.wg.weight"),
+        (AfmoeConfig(**MOE, head_dim=8, num_experts=4, num_experts_per_tok=2, num_shared_experts=1,
+                     moe_intermediate_size=16, num_dense_layers=1, sliding_window=8), "mlp.router.gate.weight"),
+    ],
+    ids=["hunyuan", "afmoe"],
+)  # fmt: skip
+def test_a_router_that_is_a_module_with_a_matrix_inside_is_left_alone(config, router):
+    blocks = decoder_blocks(AutoModelForCausalLM.from_config(config))
+    skipped = [weight.key for block in blocks for weight in block.skipped]
+    assert any(key.endswith(router) for key in skipped)
+    assert not any(layer.key.endswith(router) for block in blocks for layer in block.layers)
+    # the shared expert is a matrix like any other
+    assert any("expert" in layer.name for layer in blocks[-1].layers)
+
+
+def test_an_encoder_is_not_left_out_without_a_word():
+    config = T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    with pytest.raises(ModelError, match="T5ForConditionalGeneration has an encoder beside its decoder"):
+        decoder_blocks(T5ForConditionalGeneration(config))

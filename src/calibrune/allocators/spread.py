@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from calibrune.allocators.allocation import SparsityAllocation
+from calibrune.allocators.allocation import MEAN_TOLERANCE, SparsityAllocation
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import DecoderBlock
 from calibrune.patterns import SemiStructured, SparsityPattern, Unstructured
@@ -52,26 +52,31 @@ def mixed_by_block(
         keep_mean: round so that the mean N stays the target's; else each block by itself, as released code does.
     """
     wished = [min(max(target.n + shift, 1.0), float(target.m)) for shift in shifts]
-    counts = _rounded_to_sum(wished, target.n * len(blocks), target.m) if keep_mean else [round(one) for one in wished]
+    weights = sizes(blocks)
+    counts = _rounded(wished, weights, target) if keep_mean else [round(one) for one in wished]
     patterns: dict[str, SparsityPattern] = {
         layer.name: SemiStructured(n, target.m) if n < target.m else Unstructured(0.0)
         for block, n in zip(blocks, counts, strict=True)
         for layer in block.layers
     }
     layers = [layer for block in blocks for layer in block.layers]
-    return SparsityAllocation.of(layers, patterns, target, *(() if keep_mean else (1.0,)))
+    # whole numbers come no nearer to the mean than half a weight of a group in the largest block
+    nearest = max(weights) / sum(weights) / target.m / 2
+    return SparsityAllocation.of(layers, patterns, target, max(MEAN_TOLERANCE, nearest) if keep_mean else 1.0)
 
 
-def _rounded_to_sum(wished: Sequence[float], total: int, highest: int) -> list[int]:
-    """Whole numbers from 1 to `highest` near the wished ones; the largest remainders are rounded up, as many as it
-    takes to reach the sum."""
+def _rounded(wished: Sequence[float], weights: Sequence[int], target: SemiStructured) -> list[int]:
+    """Whole numbers from 1 to M near the wished ones; the largest remainders are rounded up, as many as it takes to
+    bring the mean, weighted by the blocks' sizes, to the target's N."""
     counts = [int(wish) for wish in wished]
-    missing = total - sum(counts)
+    missing = target.n * sum(weights) - sum(n * weight for n, weight in zip(counts, weights, strict=True))
     order = sorted(range(len(counts)), key=lambda i: counts[i] - wished[i])
-    while missing:
-        step = 1 if missing > 0 else -1
+    stepped = True
+    while stepped:
+        stepped, step = False, 1 if missing > 0 else -1
         for i in order if step > 0 else reversed(order):
-            if missing and 1 <= counts[i] + step <= highest:
+            if step * missing * 2 > weights[i] and 1 <= counts[i] + step <= target.m:
                 counts[i] += step
-                missing -= step
+                missing -= step * weights[i]
+                stepped = True
     return counts

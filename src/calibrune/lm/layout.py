@@ -113,9 +113,11 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[DecoderBlock, ...]:
     """The model's decoder blocks, front to back, with their prunable layers.
 
     Raises:
-        ModelError: no list of alike blocks is found, or a block holds matrices that are not understood: a model is
-            never pruned in part without a word.
+        ModelError: no list of alike blocks is found, the model has an encoder too, or a block holds matrices that are
+            not understood: a model is never pruned in part without a word.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{type(model).__name__} has an encoder beside its decoder; only plain decoders are pruned")
     name, modules = _block_list(model)
     blocks = tuple(_block(model, index, f"{name}.{index}", module) for index, module in enumerate(modules))
     if not any(block.layers for block in blocks):
@@ -199,14 +201,18 @@ def _routers(name: str, block: nn.Module) -> Iterator[SkippedWeight]:
     for path, parent in block.named_modules(prefix=name):
         if not (n_experts := next((n for child in parent.children() if (n := _n_experts(child))), 0)):
             continue
-        for child, module in parent.named_children():
-            weight = getattr(module, "weight", None)
-            if _n_experts(module) or not isinstance(weight, Tensor) or weight.ndim != 2:
+        for child, beside in parent.named_children():
+            if _n_experts(beside):
                 continue
-            if len(weight) == n_experts:
-                yield SkippedWeight(f"{path}.{child}.weight", weight.numel(), f"chooses between {n_experts} experts")
-            elif len(weight) == 1:
-                yield SkippedWeight(f"{path}.{child}.weight", weight.numel(), "scales the shared expert")
+            # a router may be a module that holds its matrix one level deeper
+            for sub, module in beside.named_modules(prefix=f"{path}.{child}"):
+                weight = getattr(module, "weight", None)
+                if not isinstance(weight, Tensor) or weight.ndim != 2:
+                    continue
+                if len(weight) == n_experts:
+                    yield SkippedWeight(f"{sub}.weight", weight.numel(), f"chooses between {n_experts} experts")
+                elif len(weight) == 1:
+                    yield SkippedWeight(f"{sub}.weight", weight.numel(), "scales the shared expert")
 
 
 def _n_experts(module: nn.Module) -> int:
