@@ -11,7 +11,7 @@ and without sharing, and a model for which the two differ is scored without.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -25,7 +25,6 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from calibrune.errors import ConfigError, RunError
 from calibrune.lm.likelihood import evaluating, target_log_likelihoods
-from calibrune.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +61,14 @@ class ContinuationScorer:
     """False: every context runs by itself, once for all of its continuations of one token."""
     _longest: float | None = None
 
-    def score(self, requests: Sequence[Request], *, description: str = "scoring") -> list[Likelihood]:
+    def score(
+        self, requests: Sequence[Request], *, scored: Callable[[int], object] = lambda n: None
+    ) -> list[Likelihood]:
         """log p(continuation | context), in the order of the requests.
 
         Args:
-            requests: none longer than the model's context; equal ones are run once.
-            description: what the progress bar is called.
+            requests: none longer than the model's context; those with the same input are run once.
+            scored: called after every forward with the number of requests that it answered, for a progress bar.
 
         Raises:
             ConfigError: an empty context or continuation.
@@ -78,21 +79,20 @@ class ContinuationScorer:
         paths = [len(context) + len(continuation) - 1 for context, continuation in requests]
         rows = list(_rows(requests, branch=max(paths, default=0) <= self._shareable()))
         result: list[Likelihood | None] = [None] * len(requests)
-        with progress_bar(description, total=len(requests), unit="request") as bar:
-            for prefix, family in self._families(rows):
-                cache = _keys_and_values(self.model, prefix, self.batch_tokens) if prefix else None
-                waiting = sorted(family, key=lambda row: -len(row.tokens))
-                while waiting:
-                    n = self._fitting(waiting, len(prefix))
-                    try:
-                        scored = _score(self.model, cache, waiting[:n], len(prefix))
-                    except (RuntimeError, MemoryError) as error:
-                        self._make_room(error, waiting[:n], len(prefix))
-                        continue
-                    for index, likelihood in scored:
-                        result[index] = likelihood
-                    bar.update(len(scored))
-                    waiting = waiting[n:]
+        for prefix, family in self._families(rows):
+            cache = _keys_and_values(self.model, prefix, self.batch_tokens) if prefix else None
+            waiting = sorted(family, key=lambda row: -len(row.tokens))
+            while waiting:
+                batch = waiting[: self._fitting(waiting, len(prefix))]
+                try:
+                    found = _score(self.model, cache, batch, len(prefix))
+                except (RuntimeError, MemoryError) as error:
+                    self._make_room(error, batch, len(prefix))
+                    continue
+                for index, likelihood in found:
+                    result[index] = likelihood
+                scored(len(found))
+                waiting = waiting[len(batch) :]
         return result  # type: ignore[return-value]
 
     def _families(self, rows: "list[_Row]") -> "list[tuple[list[int], list[_Row]]]":
@@ -139,11 +139,11 @@ class ContinuationScorer:
         ends = [((rest[:4]), rest[4:8]), (rest[:4], rest[8:10]), (rest[:4], rest[10:11]), (rest[11:12], rest[12:17])]
         requests = [([*prefix, *context], continuation) for context, continuation in ends]
         try:
-            shared = self.score(requests, description="probing")
+            shared = self.score(requests)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             log.debug("sharing failed on the probe: %s", error)
             return False
-        alone = ContinuationScorer(self.model, share=False).score(requests, description="probing")
+        alone = ContinuationScorer(self.model, share=False).score(requests)
         tolerance = 3 * torch.finfo(self.model.dtype).eps ** 0.5
         return all(
             abs(a.log_likelihood - b.log_likelihood) <= tolerance * len(continuation)
