@@ -31,7 +31,7 @@ def write_atomically(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         OutputError: nothing can be written there.
     """
-    text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(record, ensure_ascii=False, indent=1, default=str)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -43,6 +43,17 @@ def write_atomically(path: Path, record: Mapping[str, Any]) -> None:
         except BaseException:
             os.unlink(name)
             raise
+    except OSError as error:
+        raise OutputError(f"nothing can be written to {str(path)!r} ({error.strerror}); choose another file") from None
+
+
+def check_writable(path: Path) -> None:
+    """Raise `OutputError` before work begins if a file cannot be written there."""
+    if path.is_dir():
+        raise OutputError(f"{str(path)!r} is a folder, a file was expected; choose another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OutputError(f"nothing can be written to {str(path)!r} ({error.strerror}); choose another file") from None
 

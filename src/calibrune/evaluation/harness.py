@@ -172,7 +172,7 @@ def _run(runs: Sequence[_Task], lm: LanguageModel, batch_tokens: int, folder: Pa
                 bar.set_description(run.name)
                 before = model.cut
                 items = _measure(run, model)
-                record = {"key": key, "task": run.name, "cut": model.cut - before, "items": items}
+                record: dict[str, Any] = {"key": key, "task": run.name, "cut": model.cut - before, "items": items}
                 write_atomically(folder / f"{key}.json", record)
                 records[key] = record
         if model.cut:
@@ -181,9 +181,9 @@ def _run(runs: Sequence[_Task], lm: LanguageModel, batch_tokens: int, folder: Pa
                 model.cut, sum(len(run.instances) for run in waiting.values()), model.max_length,
             )  # fmt: skip
     return [
-        TaskItems(run.name, run.task, _tupled(record["items"]), run.protocol | {"cut": record["cut"]})
+        TaskItems(run.name, run.task, _tupled(found["items"]), run.protocol | {"cut": found["cut"]})
         for run in runs
-        if (record := records[run.key]) is not None
+        if (found := records[run.key]) is not None
     ]
 
 
