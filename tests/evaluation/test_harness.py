@@ -51,7 +51,7 @@ def by_hflm(lm: LanguageModel, instances):
 def prepared(task: str, data: Path, limit: int):
     [loaded] = load_tasks(parse_tasks(task), LocalRows(data))
     [(name, made)] = loaded.tasks.items()
-    return harness._prepare(name, made, {"dtype": "float32"}, limit, 0, None)
+    return harness.prepare_task(name, made, {"dtype": "float32"}, limit, 0, None)
 
 
 def check_against_hflm(lm: LanguageModel, run) -> None:
@@ -116,6 +116,7 @@ def scores_of(lm, tasks: str, data: Path, folder: Path, limit: int | None = 3):
     return evaluate_tasks(lm, parse_tasks(tasks), data=data, limit=limit, finished=folder)
 
 
+@pytest.mark.slow
 def test_tasks_and_groups_score_what_the_harness_itself_says(small, shared_data, tmp_path):
     tasks = "arc_easy,mmlu_stem:num_fewshot=5"
     scores = {
@@ -186,6 +187,7 @@ def test_a_limit_is_a_fixed_draw_and_a_smaller_one_is_part_of_a_larger():
     assert subset("piqa", 4, 9, 0) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_study_is_seven_tasks_and_its_average_their_plain_mean(small, shared_data, tmp_path, monkeypatch):
     assert [(one.name, one.num_fewshot) for one in parse_tasks("study")] == list(STUDY.items())
     assert parse_tasks("piqa, piqa:num_fewshot=0,piqa") == parse_tasks("piqa,piqa:num_fewshot=0")
@@ -238,7 +240,10 @@ PIQA = {"goal": "Open a door.", "sol1": "Push it.", "sol2": "Eat it.", "label": 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((PIQA, {key: value for key, value in PIQA.items() if key != "sol2"}), r"validation.jsonl, line 2: .*'sol2' is missing; there are: goal, sol1, label"),
+        (
+            (PIQA, {key: value for key, value in PIQA.items() if key != "sol2"}),
+            r"validation.jsonl, line 2: .*'sol2' is missing; there are: goal, sol1, label",
+        ),
         ((PIQA, "\n", PIQA | {"label": "0"}), "line 3: the field 'label' is a str, a int is needed"),
         ((PIQA, "{oh\n"), "line 2: no JSON"),
         (([1],), "line 1: a row is a JSON object, found list"),
@@ -253,14 +258,14 @@ def test_a_row_that_lacks_something_is_named_by_file_line_and_field(rows, messag
 
 def test_examples_need_rows_of_their_own(tmp_path):
     write(tmp_path, "piqa/validation.jsonl", PIQA)
-    with pytest.raises(CorpusError, match="train split in .*num_fewshot=0 needs none"):
+    with pytest.raises(CorpusError, match=r"train split in .*num_fewshot=0 needs none"):
         load_tasks(parse_tasks("piqa:num_fewshot=2"), LocalRows(tmp_path))
     assert load_tasks(parse_tasks("piqa"), LocalRows(tmp_path))[0].tasks["piqa"].eval_docs[0]["sol2"] == "Eat it."
 
 
 def test_without_a_folder_and_without_the_hub_the_way_out_is_named(monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    with pytest.raises(CorpusError, match="'piqa' cannot be read: .*--data DIR"):
+    with pytest.raises(CorpusError, match=r"'piqa' cannot be read: .*--data DIR"):
         load_tasks(parse_tasks("piqa"))
 
 
@@ -275,7 +280,7 @@ def test_a_tokenizer_that_does_not_fit_is_an_error(shared_data, tmp_path, small)
         vocab_size=100, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     stranger = LanguageModel(LlamaForCausalLM(config).eval(), small.tokenizer, {"name": "stranger"})
-    with pytest.raises(ModelError, match="tokenizer does not fit the model: it made token .* knows 100"):
+    with pytest.raises(ModelError, match=r"tokenizer does not fit the model: it made token .* knows 100"):
         scores_of(stranger, "piqa", shared_data, tmp_path)
 
 

@@ -62,7 +62,7 @@ def evaluate_tasks(
     folder = finished_folder() if finished is None else finished
     asked = [(one, name, task) for one in loaded for name, task in one.tasks.items()]
     model = _describe(lm)
-    runs = [_prepare(name, task, model, limit, seed, rows) for _, name, task in track(asked, "preparing tasks")]
+    runs = [prepare_task(name, task, model, limit, seed, rows) for _, name, task in track(asked, "preparing tasks")]
     found = _run(runs, lm, batch_tokens, folder)
     scores: list[Score] = []
     for one in loaded:
@@ -78,7 +78,7 @@ def _scores(loaded: LoadedTasks, found: Sequence[TaskItems]) -> list[Score]:
 
 
 @dataclass
-class _Task:
+class PreparedTask:
     """A single task with its requests, ready to run."""
 
     name: str
@@ -103,9 +103,9 @@ def _describe(lm: LanguageModel) -> dict[str, Any]:
 _NO_MATTER = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
-def _prepare(
+def prepare_task(
     name: str, task: Any, model: dict[str, Any], limit: int | None, seed: int, rows: LocalRows | None
-) -> _Task:
+) -> PreparedTask:
     """Let the harness build the requests of the documents that were chosen."""
     with quiet_harness():
         n = len(task.eval_docs)
@@ -133,7 +133,7 @@ def _prepare(
     # where the rows lie does not matter: what they say is in the requests
     asked = protocol | {"source": None, "model": model, "calibrune": __version__}
     key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    return _Task(name, task, key, protocol, instances)
+    return PreparedTask(name, task, key, protocol, instances)
 
 
 def subset(task: str, n: int, limit: int, seed: int) -> list[int]:
@@ -154,7 +154,7 @@ def _source(task: Any, rows: LocalRows | None) -> dict[str, Any]:
     return {"files": {name: sha256 for name, sha256 in rows.files.items() if Path(name).parent.name == folder}}
 
 
-def _run(runs: Sequence[_Task], lm: LanguageModel, batch_tokens: int, folder: Path) -> list[TaskItems]:
+def _run(runs: Sequence[PreparedTask], lm: LanguageModel, batch_tokens: int, folder: Path) -> list[TaskItems]:
     """The items of every task: read where it was finished before, else measured and written down."""
     from calibrune.evaluation.language_model import SharedContextLM
 
@@ -187,7 +187,7 @@ def _run(runs: Sequence[_Task], lm: LanguageModel, batch_tokens: int, folder: Pa
     ]
 
 
-def _measure(run: _Task, model: Any) -> dict[str, list[Any]]:
+def _measure(run: PreparedTask, model: Any) -> dict[str, list[Any]]:
     """The metrics of each document, by the harness's own filters and code; by metric key."""
     kinds = defaultdict(list)
     for instance in run.instances:
