@@ -59,9 +59,15 @@ def measure(
         yield {
             "name": f"tasks, documents per second: {task}",
             "setting": {
-                **{"model": MODEL, "dtype": "float32", "task": task, "documents": n, "requests": len(instances)},
-                **{"subjects": [run.name for run in runs], "threads": torch.get_num_threads()},
-                **{"hflm_batch_size": best, "hflm_seconds_by_batch_size": sizes},
+                "model": MODEL,
+                "dtype": "float32",
+                "task": task,
+                "documents": n,
+                "requests": len(instances),
+                "subjects": [run.name for run in runs],
+                "threads": torch.get_num_threads(),
+                "hflm_batch_size": best,
+                "hflm_seconds_by_batch_size": sizes,
                 "largest_difference_of_a_log_likelihood": max(differences),
             },
             "value": n / ours,
