@@ -14,7 +14,7 @@ from calibrune.errors import ConfigError, CorpusError, ModelError
 from calibrune.evaluation import harness
 from calibrune.evaluation.harness import evaluate_tasks, subset
 from calibrune.evaluation.local_rows import LocalRows
-from calibrune.evaluation.task_scores import pooled, study_averages
+from calibrune.evaluation.task_scores import STUDY_AVERAGES, pooled, study_averages
 from calibrune.evaluation.tasks import STUDY, load_tasks, parse_tasks, quiet_harness
 from calibrune.lm.loading import LanguageModel, load_model
 
@@ -192,7 +192,7 @@ def test_the_study_is_seven_tasks_and_its_average_their_plain_mean(small, shared
     assert [(one.name, one.num_fewshot) for one in parse_tasks("study")] == list(STUDY.items())
     assert parse_tasks("piqa, piqa:num_fewshot=0,piqa") == parse_tasks("piqa,piqa:num_fewshot=0")
     monkeypatch.setitem(STUDY, "mmlu_stem", STUDY.pop("mmlu"))  # a third of MMLU
-    for keys in harness.study_averages.__globals__["STUDY_AVERAGES"].values():
+    for keys in STUDY_AVERAGES.values():
         monkeypatch.setitem(keys, "mmlu_stem", keys.pop("mmlu"))
     scores = scores_of(
         small, ",".join(f"{n}:num_fewshot={k}" for n, k in STUDY.items()), shared_data, tmp_path, limit=2

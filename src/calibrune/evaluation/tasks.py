@@ -130,11 +130,13 @@ def quiet_harness() -> Iterator[None]:
             from lm_eval.utils import env
 
             # it compiles its templates anew for every example of every document, nineteen twentieths of its time
-            env.from_string = lru_cache(maxsize=1024)(type(env).from_string.__get__(env))
+            before = vars(env).get("from_string")
+            env.from_string = before or lru_cache(maxsize=1024)(env.from_string)
             try:
                 yield
             finally:
-                del env.from_string
+                if before is None:
+                    del env.from_string
     finally:
         logger.setLevel(level)
 

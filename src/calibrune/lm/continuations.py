@@ -34,6 +34,12 @@ BATCH_TOKENS = 4096
 KEYS_PER_TOKEN = 8
 """A forward of n tokens may attend to this many times n tokens, shared ones counted once a row."""
 
+ENOUGH_TOKENS = 256
+"""A forward of so many tokens keeps a processor busy; larger ones gain nothing if they are padding."""
+
+MIN_FILLED = 0.8
+"""In a batch of enough tokens, no row is shorter than this part of the longest."""
+
 MIN_PREFIX = 24
 """A prefix of fewer tokens is not worth a forward of its own."""
 
@@ -105,7 +111,10 @@ class ContinuationScorer:
         """How many of the rows, which are sorted, go into one forward; one at least."""
         width = len(rows[0].tokens) - prefix
         cost = max(width, (prefix + width) // KEYS_PER_TOKEN)
-        return min(len(rows), max(1, self.batch_tokens // cost))
+        most = min(len(rows), max(1, self.batch_tokens // cost))
+        # a batch that is large enough to be fast takes in no rows that would be padding for a good part
+        enough = -(-ENOUGH_TOKENS // width)
+        return next((i for i in range(enough, most) if len(rows[i].tokens) - prefix < MIN_FILLED * width), max(1, most))
 
     def _make_room(self, error: Exception, rows: "Sequence[_Row]", prefix: int) -> None:
         if not _is_out_of_memory(error):
