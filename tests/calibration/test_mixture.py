@@ -1,16 +1,20 @@
 """Mixtures: the shares by hand and by property, nested subsets, and that each part is what it is by itself."""
 
+from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from in_memory import InMemory
+from tiny_models import tiny_lm
 
 from calibrune.calibration.build import CalibrationRecipe, build
-from calibrune.calibration.filters import LengthFilter
+from calibrune.calibration.filters import ContaminationFilter, LengthFilter, PerplexityFilter
 from calibrune.calibration.mixture import Mixture, Part
+from calibrune.calibration.scores import DocumentScorer
 from calibrune.calibration.windows import Windows
 from calibrune.errors import CalibrationError, ConfigError
 
@@ -70,7 +74,36 @@ def test_a_part_has_filters_of_its_own(tokenizer):
     assert by_name["one"]["dropped"] == {}
     assert by_name["short"]["dropped"] == made.dropped
     assert sum(made.dropped.values()) > 0
-    assert made.manifest["source"]["parts"][1]["filters"] == [{"kind": "LengthFilter", "min_chars": 10}]
+    assert made.manifest["source"]["parts"][1]["filters"] == [
+        {"kind": "LengthFilter", "min_chars": 10, "max_chars": None}
+    ]
+
+
+def test_filters_of_parts_record_themselves(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBRUNE_CACHE", str(tmp_path / "cache"))
+    lm = tiny_lm()
+    (tmp_path / "quiz.txt").write_text("nothing that anybody wrote")
+    scored = PerplexityFilter(drop_highest=0.25, scorer=DocumentScorer(model=lm))
+    clean = ContaminationFilter(evals=tmp_path / "quiz.txt")
+    parts = (Part(corpus=A, filters=(scored,)), Part(corpus=B, filters=(clean,)))
+    made = build(CalibrationRecipe(corpus=Mixture(parts=parts), n_samples=4, seq_len=8), lm.tokenizer)
+    (one,), (two,) = (part["filters"] for part in made.manifest["source"]["parts"])
+    assert (one, two) == (scored.describe(), clean.describe())
+
+
+def test_what_cannot_be_recorded_is_told_before_anything_is_read(tokenizer):
+    @dataclass(frozen=True)
+    class Odd:
+        where: Path
+
+        def keep(self, documents, dropped):
+            yield from documents
+
+    corpus = InMemory("a" * 99)
+    parts = (Part(corpus=corpus, filters=(Odd(Path("x")),)),)
+    with pytest.raises(ConfigError, match="cannot be recorded as JSON"):
+        build(CalibrationRecipe(corpus=Mixture(parts=parts), n_samples=1, seq_len=8), tokenizer)
+    assert corpus.read == 0
 
 
 def test_padded_and_full_samples_can_be_mixed(tokenizer):

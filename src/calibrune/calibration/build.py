@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
-from calibrune.calibration.filters import Filter, PerplexityFilter, Remark
+from calibrune.calibration.filters import Filter, PerplexityFilter, Remark, describe_filter
 from calibrune.calibration.mixture import Mixture
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
@@ -48,7 +48,7 @@ class CalibrationRecipe:
         """The recipe as JSON."""
         return {
             "source": self.corpus.describe(),
-            "filters": [_described(one) for one in self.filters],
+            "filters": [describe_filter(one) for one in self.filters],
             "windows": asdict(self.windows),
             "n_samples": self.n_samples,
             "seq_len": self.seq_len,
@@ -79,7 +79,7 @@ def build(
         CorpusError: the corpus cannot be read.
     """
     check_length(recipe.seq_len, context_length)
-    record = recipe.describe()
+    record = _recordable(recipe.describe())
     drawn = _mixed(recipe, tokenizer) if isinstance(recipe.corpus, Mixture) else _drawn(recipe, tokenizer)
     manifest = {
         **record,
@@ -95,6 +95,17 @@ def build(
     built = CalibrationSet(drawn.cut.input_ids, json.loads(json.dumps(manifest)), drawn.cut.attention_mask)
     built.check_fits(vocab_size)
     return built
+
+
+def _recordable(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as JSON has it; what cannot be recorded is told before hours of drawing, not after."""
+    try:
+        read_back: dict[str, Any] = json.loads(json.dumps(record))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the recipe cannot be recorded as JSON ({error}): give the corpus or filter a `describe` that returns JSON"
+        ) from None
+    return read_back
 
 
 class _Drawn(NamedTuple):
@@ -229,14 +240,6 @@ class _Watch:
     def _nothing_left(self, what: str) -> CalibrationError:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
         return CalibrationError(f"the filters dropped {what} ({reasons}): loosen them, or use another corpus")
-
-
-def _described(one: Filter) -> dict[str, Any]:
-    """A filter's own record where it has one, else its kind and its settings."""
-    if hasattr(one, "describe"):
-        own: dict[str, Any] = one.describe()
-        return own
-    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
 
 
 def _version(package: str) -> str:

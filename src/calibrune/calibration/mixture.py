@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from calibrune.calibration.filters import Filter
+from calibrune.calibration.filters import Filter, describe_filter
 from calibrune.corpora.document import Corpus
-from calibrune.settings import record, settings
+from calibrune.settings import settings
 
 
 @settings
@@ -79,7 +79,7 @@ class Mixture:
                     "name": name,
                     "weight": part.weight,
                     "source": part.corpus.describe(),
-                    "filters": [{"kind": type(one).__name__, **record(one)} for one in part.filters],
+                    "filters": [describe_filter(one) for one in part.filters],
                 }
                 for name, part in zip(self.names, self.parts, strict=True)
             ],

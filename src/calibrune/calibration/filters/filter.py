@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +32,14 @@ class Remark(Protocol):
 
     def remark(self, document: Document) -> Any:
         """What the manifest should say of this document, as JSON; None: nothing."""
+
+
+def describe_filter(one: Filter) -> dict[str, Any]:
+    """A filter's own record where it has one, else its kind and its settings."""
+    if hasattr(one, "describe"):
+        own: dict[str, Any] = one.describe()
+        return own
+    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
 
 
 def import_filter_library(module: str, package: str, extra: str = "filters") -> Any:
