@@ -217,18 +217,21 @@ class _Watch:
         self.remarks: dict[str, dict[str, Any]] = {one.remark_name: {} for one in self._remarking}
         self._corpus = corpus
         self._dropped = dropped
-        self._dropped_before = 0
+        self._dropped_before = self._good_before = 0
 
     def coming(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            if self._dropped.total() - self._dropped_before >= GIVE_UP_AFTER:
+            # a document that is not dropped may wait in a group of which nothing comes out until it is full
+            if self.looked_at - self._dropped.total() > self._good_before:
+                self._begin_to_count()
+            elif self._dropped.total() - self._dropped_before >= GIVE_UP_AFTER:
                 raise self._nothing_left(f"{GIVE_UP_AFTER:,} documents of {self._corpus!r} in a row")
             self.looked_at += 1
             yield document
 
     def staying(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            self._dropped_before = self._dropped.total()
+            self._begin_to_count()
             self.text_sha256[document.id] = hashlib.sha256(document.text.encode()).hexdigest()[:16]
             for one in self._remarking:
                 if (remark := one.remark(document)) is not None:
@@ -236,6 +239,10 @@ class _Watch:
             yield document
         if self.looked_at and not self.text_sha256:
             raise self._nothing_left(f"all {self.looked_at:,} documents of {self._corpus!r}")
+
+    def _begin_to_count(self) -> None:
+        self._dropped_before = self._dropped.total()
+        self._good_before = self.looked_at - self._dropped_before
 
     def _nothing_left(self, what: str) -> CalibrationError:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
