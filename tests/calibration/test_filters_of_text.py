@@ -123,6 +123,26 @@ def test_thirteen_shared_words_in_a_row_are_a_contamination(evals):
     assert kept(ContaminationFilter(evals=evals / "book.txt"), PROSE)[0] == [0]
 
 
+def test_evaluation_sets_of_one_name_are_told_apart_and_every_file_is_recorded(tmp_path):
+    texts = {"mmlu/test": PROSE, "arc/test": OTHER, "more/mmlu/test": "a b c", "quiz": "d e f"}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(text)
+    files = tuple(tmp_path / f"{name}.txt" for name in texts)
+    of = ContaminationFilter(evals=(*files, files[0]))
+    said = of.describe()["evals"]
+    assert list(said) == [f"{tmp_path.name}/mmlu/test", "arc/test", "more/mmlu/test", "quiz"]
+    assert len({sha256 for hashes in said.values() for sha256 in hashes.values()}) == 4
+    assert kept(of, OTHER) == ([], {"shares 13 words in a row with arc/test": 1})
+    # files of one name within one set
+    (tmp_path / "arc" / "test").mkdir()
+    (tmp_path / "arc" / "test" / "test.txt").write_text("x y z")
+    both = ContaminationFilter(evals=(tmp_path / "arc" / "test.txt", tmp_path / "arc")).describe()["evals"]
+    assert both.keys() == {"test"}
+    assert both["test"].keys() == {"arc/test.txt", "test/test.txt"}
+    assert len(set(both["test"].values())) == 2
+
+
 def test_the_hashes_of_runs_are_those_of_the_words_and_their_order():
     assert len(_runs("a b c", 3)) == 1
     assert not len(np.intersect1d(_runs("a b c", 3), _runs("c b a", 3)))
