@@ -16,8 +16,9 @@ from calibrune.calibration.filters import (
     LanguageFilter,
     LengthFilter,
     RepetitionFilter,
+    contamination,
 )
-from calibrune.calibration.filters.contamination import _runs
+from calibrune.calibration.filters.contamination import _number, _runs
 from calibrune.calibration.filters.language import _detector
 from calibrune.calibration.filters.repetition import compression_ratio, repeated_share
 from calibrune.corpora.document import Document
@@ -119,7 +120,8 @@ def test_thirteen_shared_words_in_a_row_are_a_contamination(evals):
         [1],
         {"shares 13 words in a row with quiz": 1, "shares 13 words in a row with book": 1},
     )
-    assert of.remark(Document(PROSE, "")) == {"quiz": len(words) - 12}
+    keep = ContaminationFilter(evals=evals, contaminated="keep")
+    assert keep.remark(Document(PROSE, "")) == {"quiz": len(words) - 12}
     assert kept(ContaminationFilter(evals=evals / "book.txt"), PROSE)[0] == [0]
 
 
@@ -149,6 +151,7 @@ def test_the_hashes_of_runs_are_those_of_the_words_and_their_order():
     assert np.array_equal(_runs("x, A! b c", 3)[:0], _runs("a b", 3))
     assert np.array_equal(_runs("A; b - c", 3), _runs("a b c", 3))
     assert len(_runs("a a a a a", 3)) == 1
+    assert _number.cache_info().maxsize  # the words of an endless corpus are not all held
 
 
 def test_contamination_that_is_kept_is_in_the_manifest(evals, in_memory, tokenizer):
@@ -162,6 +165,14 @@ def test_contamination_that_is_kept_is_in_the_manifest(evals, in_memory, tokeniz
     assert "notes.md" not in json.dumps(said)
     first = made.take(1)
     assert first.manifest["contamination"].keys() <= set(first.manifest["document_ids"][0])
+
+
+def test_a_document_that_stayed_is_not_looked_up_again(evals, in_memory, tokenizer, monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(contamination, "_n_shared", lambda few, many: looked_up.append(few) or 0)
+    of = ContaminationFilter(evals=evals)
+    made = build(CalibrationRecipe(corpus=in_memory("x " * 40), filters=(of,), n_samples=1, seq_len=16), tokenizer)
+    assert (made.manifest["contamination"], len(looked_up)) == ({}, 2)  # once for each of the two sets
 
 
 def test_a_clean_set_says_that_it_was_looked_at(evals, in_memory, tokenizer):

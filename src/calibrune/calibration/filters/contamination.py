@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -94,17 +94,23 @@ class ContaminationFilter:
     def keep(self, documents: Iterable[Document], dropped: Counter[str]) -> Iterator[Document]:
         """Yield the documents that share nothing (all, where contaminated ones are to be kept)."""
         for document in documents:
-            shared = self.remark(document) if self.contaminated == "drop" else None
+            shared = self._shared(document) if self.contaminated == "drop" else None
             if shared:
                 dropped[f"shares {self.overlap_words} words in a row with {max(shared, key=shared.__getitem__)}"] += 1
             else:
                 yield document
 
     def remark(self, document: Document) -> dict[str, int] | None:
-        """How many different runs of words the document shares with each evaluation set; None: none with any."""
+        """How many different runs of words the document shares with each evaluation set; None: none with any.
+
+        Where contaminated documents are dropped, one that stayed shares none: it is not looked up again.
+        """
+        return (self._shared(document) or None) if self.contaminated == "keep" else None
+
+    def _shared(self, document: Document) -> dict[str, int]:
         own = _runs(document.text, self.overlap_words)
         shared = {name: _n_shared(own, runs) for name, runs in self._evaluations.items()}
-        return {name: n for name, n in shared.items() if n} or None
+        return {name: n for name, n in shared.items() if n}
 
     @cached_property
     def _evaluations(self) -> dict[str, Runs]:
@@ -169,6 +175,6 @@ def _n_shared(few: Runs, many: Runs) -> int:
     return int((many[places[inside]] == few[inside]).sum())
 
 
-@cache
+@lru_cache(maxsize=1 << 18)
 def _number(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
