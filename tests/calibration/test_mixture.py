@@ -38,6 +38,12 @@ def test_turns_by_hand(weights, turns):
     assert mixture(*weights).turns(8) == turns
 
 
+def test_a_tiny_weight_is_a_tiny_share():
+    tiny = mixture(1, 1e-7)
+    assert tiny.turns(100) == [0] * 100
+    assert tiny.shares == (Fraction(10**7, 10**7 + 1), Fraction(1, 10**7 + 1))
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 200))
 def test_every_beginning_has_the_shares_to_within_one_sample(weights, n):
     mixed = mixture(*weights)

@@ -1,5 +1,6 @@
 """Several corpora in one calibration set, each with its share of the samples."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, floor
 from typing import Annotated, Any
@@ -9,6 +10,26 @@ from pydantic import BeforeValidator, Field
 from calibrune.calibration.filters import Filter, describe_filter
 from calibrune.corpora.document import Corpus
 from calibrune.settings import settings
+
+
+def turns_of(weights: Sequence[float], n: int) -> list[int]:
+    """Which part of a mixture with these weights each of the first `n` samples is of.
+
+    Of a part with share s, sample number c belongs to the turns from c / s to (c + 1) / s; of those that may have
+    the turn, the part with the earliest end has it (earliest deadline first, which keeps all ends there can be).
+    """
+    shares, counts, turns = _shares(weights), [0] * len(weights), []
+    for i in range(n):
+        may = [p for p, share in enumerate(shares) if floor(counts[p] / share) <= i]
+        turn = min(may, key=lambda p: (ceil((counts[p] + 1) / shares[p]), p))
+        counts[turn] += 1
+        turns.append(turn)
+    return turns
+
+
+def _shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
+    exact = [Fraction(str(weight)) for weight in weights]  # as it is written: 0.1 is a tenth
+    return tuple(weight / sum(exact) for weight in exact)
 
 
 @settings
@@ -51,22 +72,11 @@ class Mixture:
 
     @property
     def shares(self) -> tuple[Fraction, ...]:
-        weights = [Fraction(part.weight).limit_denominator(1_000_000) for part in self.parts]
-        return tuple(weight / sum(weights) for weight in weights)
+        return _shares([part.weight for part in self.parts])
 
     def turns(self, n: int) -> list[int]:
-        """Which part each of the first `n` samples is of.
-
-        Of a part with share s, sample number c belongs to the turns from c / s to (c + 1) / s; of those that may have
-        the turn, the part with the earliest end has it (earliest deadline first, which keeps all ends there can be).
-        """
-        shares, counts, turns = self.shares, [0] * len(self.parts), []
-        for i in range(n):
-            may = [p for p, share in enumerate(shares) if floor(counts[p] / share) <= i]
-            turn = min(may, key=lambda p: (ceil((counts[p] + 1) / shares[p]), p))
-            counts[turn] += 1
-            turns.append(turn)
-        return turns
+        """Which part each of the first `n` samples is of."""
+        return turns_of([part.weight for part in self.parts], n)
 
     def describe(self) -> dict[str, Any]:
         """The parts with their shares, as JSON."""
