@@ -126,6 +126,18 @@ def test_two_parts_of_one_name_are_told_apart(tokenizer):
     assert [part["name"] for part in made.manifest["parts"]] == ["one", "one 2"]
 
 
+def test_parts_of_one_source_share_out_its_documents(tokenizer):
+    parts = ((A, 1), (B, 1), Part(corpus=A, weight=2, filters=(LengthFilter(min_chars=1),)))
+    made = build(CalibrationRecipe(corpus=Mixture(parts=parts), n_samples=24, seq_len=8), tokenizer)
+    ids = {name for row in made.manifest["document_ids"] for name in row}
+    first, again = ({name.split("/")[1] for name in ids if name.startswith(f"{of}/")} for of in ("one", "one 2"))
+    assert first
+    assert again
+    assert first.isdisjoint(again)
+    few = build(CalibrationRecipe(corpus=Mixture(parts=parts), n_samples=9, seq_len=8), tokenizer)
+    assert few.fingerprint == made.take(9).fingerprint
+
+
 def test_a_part_that_gives_too_little_is_named(tokenizer):
     few = InMemory("abc", name="few")
     with pytest.raises(CalibrationError, match="documents of 'few' give only"):

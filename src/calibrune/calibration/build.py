@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, field, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -80,7 +80,10 @@ def build(
     """
     check_length(recipe.seq_len, context_length)
     record = _recordable(recipe.describe())
-    drawn = _mixed(recipe, tokenizer) if isinstance(recipe.corpus, Mixture) else _drawn(recipe, tokenizer)
+    if isinstance(recipe.corpus, Mixture):
+        drawn = _mixed(recipe, tokenizer, [part["source"] for part in record["source"]["parts"]])
+    else:
+        drawn = _drawn(recipe, tokenizer)
     manifest = {
         **record,
         "tokenizer": describe_tokenizer(tokenizer),
@@ -120,11 +123,13 @@ class _Drawn(NamedTuple):
     """For the manifest."""
 
 
-def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
-    """The windows of a single corpus."""
+def _drawn(
+    recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, is_own: Callable[[Document], bool] | None = None
+) -> _Drawn:
+    """The windows of a single corpus, or of those documents of it that a part of a mixture has for its own."""
     dropped: Counter[str] = Counter()
     watch = _Watch(recipe.corpus.name, dropped, recipe.filters)
-    documents = watch.coming(documents_in_random_order(_planned(recipe), recipe.seed))
+    documents = watch.coming(filter(is_own, documents_in_random_order(_planned(recipe), recipe.seed)))
     for one in recipe.filters:
         documents = one.keep(documents, dropped)
     cut = cut_windows(
@@ -143,8 +148,8 @@ def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
     return _Drawn(cut, hashes, remarks, {"documents_looked_at": watch.looked_at, "dropped": dict(dropped)})
 
 
-def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
-    """The windows of a mixture: those of each part by itself, dealt out in turns."""
+def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, sources: Sequence[dict[str, Any]]) -> _Drawn:
+    """The windows of a mixture: those of each part by itself, dealt out in turns; `sources`: each part's record."""
     mixture = recipe.corpus
     assert isinstance(mixture, Mixture)
     turns = mixture.turns(recipe.n_samples)
@@ -152,7 +157,8 @@ def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
     for i, part in enumerate(mixture.parts):
         if n := turns.count(i):
             own = replace(recipe, corpus=part.corpus, filters=(*part.filters, *recipe.filters), n_samples=n)
-            parts[i] = _drawn(own, tokenizer)
+            same = [p for p, source in enumerate(sources) if source == sources[i]]
+            parts[i] = _drawn(own, tokenizer, mixture.owning(i, same, recipe.seed) if len(same) > 1 else None)
     dealt = {i: iter(range(turns.count(i))) for i in parts}
     # files of one name can be in several parts, so an id alone is not enough
     places = [(i, mixture.names[i], next(dealt[i])) for i in turns]

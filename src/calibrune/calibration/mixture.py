@@ -1,14 +1,17 @@
 """Several corpora in one calibration set, each with its share of the samples."""
 
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from math import ceil, floor
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from calibrune.calibration.filters import Filter, describe_filter
-from calibrune.corpora.document import Corpus
+from calibrune.corpora.document import Corpus, Document
+from calibrune.seeds import seed_for
 from calibrune.settings import settings
 
 
@@ -53,7 +56,8 @@ class Mixture:
 
     Every sample is of one part. Samples all have the same length, so a share of samples is a share of tokens (but for
     padding). Among the first n samples, for every n, the number of a part differs from its share by less than 1: so a
-    smaller set is a part of a larger one, and has the same shares.
+    smaller set is a part of a larger one, and has the same shares. No document is in two parts: those of one source
+    share out its documents.
     """
 
     parts: tuple[Annotated[Part, BeforeValidator(_as_part)], ...] = Field(min_length=1)
@@ -77,6 +81,19 @@ class Mixture:
     def turns(self, n: int) -> list[int]:
         """Which part each of the first `n` samples is of."""
         return turns_of([part.weight for part in self.parts], n)
+
+    def owning(self, part: int, same: Sequence[int], seed: int) -> Callable[[Document], bool]:
+        """Which documents are this part's, where several parts, `same`, are of one source.
+
+        Each document is one part's alone, by a keyed hash and the weights: however many samples are asked for.
+        """
+        ends = list(accumulate(self.shares[one] for one in same))
+
+        def is_own(document: Document) -> bool:
+            place = Fraction(seed_for(seed, "part", document.id), 2**56) * ends[-1]
+            return same[bisect(ends, place)] == part
+
+        return is_own
 
     def describe(self) -> dict[str, Any]:
         """The parts with their shares, as JSON."""

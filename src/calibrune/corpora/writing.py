@@ -85,8 +85,10 @@ class Writer:
             new = None in texts
             if new:
                 texts = list(self.write(batch))
-                journal.append({key: text for key, text in zip(keys, texts, strict=True) if text is not None})
-            yield Written([(of, text) for of, text in zip(batch, texts, strict=True) if text is not None], new)
+                journal.append(dict(zip(keys, texts, strict=True)))
+            # of a batch that another process finished first, or half of which was there, every run reads the same
+            found = [journal.read(key, of.prompt) or text for key, of, text in zip(keys, batch, texts, strict=True)]
+            yield Written([(of, text) for of, text in zip(batch, found, strict=True) if text is not None], new)
 
     def in_flight(self, requests: Iterable[Request], at_once: int, journal: Journal) -> Iterator[Written]:
         """The same in the requests' order, up to `at_once` of the missing ones under way; each is kept once finished.
