@@ -72,6 +72,23 @@ def test_a_smaller_mixture_is_the_beginning_of_a_larger_one(tokenizer):
     assert many.take(7).fingerprint == few.fingerprint
 
 
+def test_a_part_of_a_mixture_says_nothing_that_is_true_of_the_whole_only(tokenizer):
+    short = InMemory(*("c" * (3 if i % 2 else 20) for i in range(60)), name="short")
+    rare = InMemory("d" * 30, name="rare")
+    parts = (Part(corpus=A), Part(corpus=short, filters=(LengthFilter(min_chars=10),)), Part(corpus=rare, weight=0.2))
+    few, many = (
+        build(CalibrationRecipe(corpus=Mixture(parts=parts), n_samples=n, seq_len=8), tokenizer) for n in (4, 16)
+    )
+    taken, own = many.take(4).manifest, few.manifest
+    counted = [{"name": part["name"], "n_samples": part["n_samples"]} for part in own["parts"]]
+    assert taken["parts"] == counted
+    assert taken["special_tokens"] == own["special_tokens"]
+    assert taken["special_tokens"] != many.manifest["special_tokens"]
+    assert not {"dropped", "documents_looked_at"} & taken.keys()
+    assert taken["part_of"]["dropped"] == many.dropped
+    assert many.take(4).dropped == {}
+
+
 def test_a_part_has_filters_of_its_own(tokenizer):
     short = InMemory(*("c" * (3 if i % 2 else 20) for i in range(40)), name="short")
     parts = (Part(corpus=A), Part(corpus=short, filters=(LengthFilter(min_chars=10),)))
