@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,9 +19,11 @@ from calibrune.calibration.filters import (
     RepetitionFilter,
     contamination,
 )
+from calibrune.calibration.filters import filter as filter_module
 from calibrune.calibration.filters.contamination import _number, _runs
 from calibrune.calibration.filters.language import _detector
 from calibrune.calibration.filters.repetition import compression_ratio, repeated_share
+from calibrune.calibration.spec import prepare_calibration
 from calibrune.corpora.document import Document
 from calibrune.errors import CalibrationError, ConfigError, CorpusError
 
@@ -82,6 +85,17 @@ def test_without_its_library_a_filter_says_which_extra_to_install(of, library, e
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=rf"not installed: pip install 'calibrune\[{extra}\]'"):
         kept(of, PROSE)
+
+
+@pytest.mark.parametrize(("option", "extra"), [("dedup=0.8", "filters"), ("language=en", "language")])
+def test_a_missing_library_is_told_before_the_model_is_loaded(option, extra, monkeypatch, tmp_path):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(filter_module, "version", missing)
+    (tmp_path / "a.txt").write_text(PROSE)
+    with pytest.raises(ConfigError, match=rf"not installed: pip install 'calibrune\[{extra}\]'"):
+        prepare_calibration(f"{tmp_path / 'a.txt'}:{option}")
 
 
 @pytest.mark.skipif(find_spec("lingua") is None, reason="needs lingua-language-detector, and it is not installed")

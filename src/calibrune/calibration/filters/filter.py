@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
 
 from calibrune.corpora.document import Document
@@ -49,11 +49,16 @@ def import_filter_library(module: str, package: str, extra: str = "filters") -> 
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise ConfigError(
-            f"this filter needs {package}, which is not installed: pip install 'calibrune[{extra}]'"
-        ) from None
+        raise _not_installed(package, extra) from None
 
 
-def library(package: str) -> str:
-    """Name and version of a library whose version can change what is filtered."""
-    return f"{package} {version(package)}"
+def library(package: str, extra: str = "filters") -> str:
+    """Name and version of a library whose version can change what is filtered; `ConfigError` where it is missing."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        raise _not_installed(package, extra) from None
+
+
+def _not_installed(package: str, extra: str) -> ConfigError:
+    return ConfigError(f"this filter needs {package}, which is not installed: pip install 'calibrune[{extra}]'")
