@@ -87,7 +87,7 @@ class SelfGeneration:
             "licence": "the model's own; no text of anybody's but the prompts' first tokens",
         }
         if from_chat:
-            record["chat"] = asdict(self.chat) | {"template_sha256": Frame.of(self.model, self.chat).sha256}
+            record["chat"] = Frame.of(self.model, self.chat).describe(self.chat, self._end_ids)
         return record
 
     def expecting(self, reader: Reader) -> "SelfGeneration":
