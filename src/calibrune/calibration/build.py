@@ -79,6 +79,7 @@ def build(
         CorpusError: the corpus cannot be read.
     """
     check_length(recipe.seq_len, context_length)
+    recipe = _planned(recipe)
     record = _recordable(recipe.describe())
     if isinstance(recipe.corpus, Mixture):
         drawn = _mixed(recipe, tokenizer, [part["source"] for part in record["source"]["parts"]])
@@ -127,9 +128,10 @@ def _drawn(
     recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, is_own: Callable[[Document], bool] | None = None
 ) -> _Drawn:
     """The windows of a single corpus, or of those documents of it that a part of a mixture has for its own."""
+    assert not isinstance(recipe.corpus, Mixture)
     dropped: Counter[str] = Counter()
     watch = _Watch(recipe.corpus.name, dropped, recipe.filters)
-    documents = watch.coming(filter(is_own, documents_in_random_order(_planned(recipe), recipe.seed)))
+    documents = watch.coming(filter(is_own, documents_in_random_order(recipe.corpus, recipe.seed)))
     for one in recipe.filters:
         documents = one.keep(documents, dropped)
     cut = cut_windows(
@@ -200,17 +202,30 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: C
     }
 
 
-def _planned(recipe: CalibrationRecipe) -> Corpus:
-    """The corpus; one that is still to be written is told how much of it will be read."""
-    assert not isinstance(recipe.corpus, Mixture)
-    if not isinstance(recipe.corpus, SelfGeneration):
-        return recipe.corpus
+def _planned(recipe: CalibrationRecipe) -> CalibrationRecipe:
+    """The recipe, in which corpora that are still to be written know how much of them will be read."""
+    if not isinstance(recipe.corpus, Mixture):
+        return replace(recipe, corpus=_expecting(recipe.corpus, recipe.filters, recipe.n_samples * recipe.seq_len))
+    turns = recipe.corpus.turns(recipe.n_samples)
+    parts = (
+        replace(
+            part,
+            corpus=_expecting(part.corpus, (*part.filters, *recipe.filters), turns.count(i) * recipe.seq_len),
+        )
+        for i, part in enumerate(recipe.corpus.parts)
+    )
+    return replace(recipe, corpus=Mixture(parts=tuple(parts)))
+
+
+def _expecting(corpus: Corpus, filters: Sequence[Filter], tokens: int) -> Corpus:
+    if not isinstance(corpus, SelfGeneration):
+        return corpus
     kept, group = 1.0, 1
-    for one in recipe.filters:
+    for one in filters:
         if isinstance(one, PerplexityFilter):
             kept *= 1 - one.drop_highest - one.drop_lowest
-            group = max(group, one.among or recipe.corpus.n_texts or 1)
-    return recipe.corpus.expecting(Reader(recipe.n_samples * recipe.seq_len, kept, group))
+            group = max(group, one.among or corpus.n_texts or 1)
+    return corpus.expecting(Reader(tokens, kept, group))
 
 
 class _Watch:
