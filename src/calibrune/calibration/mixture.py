@@ -56,8 +56,8 @@ class Mixture:
 
     Every sample is of one part. Samples all have the same length, so a share of samples is a share of tokens (but for
     padding). Among the first n samples, for every n, the number of a part differs from its share by less than 1: so a
-    smaller set is a part of a larger one, and has the same shares. No document is in two parts: those of one source
-    share out its documents.
+    smaller set is a part of a larger one, and has the same shares. Parts of one source (the same record, but for
+    filters) share out its documents, so that none is used twice.
     """
 
     parts: tuple[Annotated[Part, BeforeValidator(_as_part)], ...] = Field(min_length=1)
