@@ -1,10 +1,11 @@
 """Sets side by side: one size for all, an order with its reason, and what speaks against it."""
 
 import pytest
+import torch
 from tiny_models import random_ids
 
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.errors import ConfigError
+from calibrune.errors import CalibrationError, ConfigError
 from calibrune.proxies.compare import Measured, of_one_size, rank, standard_error
 
 
@@ -58,6 +59,24 @@ def test_sets_are_cut_to_the_smallest():
     one, two = of_one_size([CalibrationSet.from_ids(random_ids(4, 24)), CalibrationSet.from_ids(random_ids(6, 16))])
     assert one.input_ids.shape == two.input_ids.shape == (4, 16)
     assert one.manifest["part_of"]["seq_len"] == 24
+
+
+def test_a_padded_set_is_cut_with_its_mask():
+    short, whole = torch.arange(24) < torch.tensor([[4], [20]]), torch.arange(24) < torch.tensor([[18], [20]])
+    other = CalibrationSet.from_ids(random_ids(2, 16))
+    one, _ = of_one_size([CalibrationSet.from_ids(random_ids(2, 24), short), other])
+    assert [len(ids) for ids in one.samples] == [4, 16]
+    assert one.manifest["real_tokens"] == 20
+    # where only real tokens are left, nothing is said of padding
+    one, _ = of_one_size([CalibrationSet.from_ids(random_ids(2, 24), whole), other])
+    assert one.attention_mask is None
+    assert "real_tokens" not in one.manifest
+
+
+def test_a_sample_that_cannot_be_scored_is_told_before_any_is_measured():
+    mask = torch.arange(16) < torch.tensor([[1], [16]])
+    with pytest.raises(CalibrationError, match="fewer than 2 real tokens"):
+        of_one_size([CalibrationSet.from_ids(random_ids(2, 16), mask)])
 
 
 def test_one_sample_has_no_standard_error():

@@ -9,6 +9,7 @@ from typing import Any
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.proxies import PROXIES, Context, PerSample, Proxy
+from calibrune.proxies.proxy import check_scorable
 from calibrune.settings import nearest
 
 CRITERION = "min_k_plus_plus"
@@ -55,9 +56,16 @@ def measure(name: str, data: CalibrationSet, context: Context, proxies: Mapping[
 
 
 def of_one_size(sets: Sequence[CalibrationSet]) -> list[CalibrationSet]:
-    """The sets cut to as many samples, and as many tokens in each, as all have: several proxies grow with the size."""
+    """The sets cut to as many samples, and as many tokens in each, as all have: several proxies grow with the size.
+
+    Raises:
+        CalibrationError: a sample has no token that could be scored.
+    """
     n, length = min(one.n_samples for one in sets), min(one.seq_len for one in sets)
-    return [_cut(one.take(n), length) for one in sets]
+    cut = [_cut(one.take(n), length) for one in sets]
+    for one in cut:
+        check_scorable(one)
+    return cut
 
 
 def check_criterion(by: str) -> None:
@@ -92,7 +100,9 @@ def _cut(one: CalibrationSet, length: int) -> CalibrationSet:
     if one.seq_len == length:
         return one
     part_of = {"n_samples": one.n_samples, "seq_len": one.seq_len, "fingerprint": one.fingerprint}
-    return CalibrationSet(one.input_ids[:, :length], one.manifest | {"part_of": part_of})
+    manifest = {key: value for key, value in one.manifest.items() if key != "real_tokens"} | {"part_of": part_of}
+    mask = one.attention_mask
+    return CalibrationSet(one.input_ids[:, :length], manifest, None if mask is None else mask[:, :length])
 
 
 def _key(value: float, sign: int) -> tuple[bool, float]:

@@ -31,7 +31,7 @@ class Repetition:
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """The share of each sample."""
-        return [repeated_share(sample, self.run_tokens) for sample in data.input_ids.tolist()]
+        return [repeated_share(ids.tolist(), self.run_tokens) for ids in data.samples]
 
 
 @settings
@@ -47,7 +47,7 @@ class Compression:
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """The ratio of each sample."""
-        return [compression_ratio(context.lm.tokenizer.decode(sample)) for sample in data.input_ids]
+        return [compression_ratio(context.lm.tokenizer.decode(ids)) for ids in data.samples]
 
 
 @settings
@@ -59,7 +59,7 @@ class VocabularyCoverage:
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """Different tokens of the set by tokens of the vocabulary."""
-        return len(torch.unique(data.input_ids)) / context.lm.vocab_size
+        return len(torch.unique(_tokens(data))) / context.lm.vocab_size
 
 
 @settings
@@ -71,8 +71,8 @@ class OwnVocabulary:
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """In [0, 1]."""
-        own = torch.unique(context.own.input_ids)
-        return float(torch.isin(own, torch.unique(data.input_ids)).double().mean())
+        own = torch.unique(_tokens(context.own))
+        return float(torch.isin(own, _tokens(data)).double().mean())
 
 
 @settings
@@ -90,7 +90,7 @@ class TokenDivergence:
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """The divergence; 0 for the same frequencies."""
-        p, q = _frequencies(data.input_ids, context.own.input_ids, self.smoothing)
+        p, q = _frequencies(_tokens(data), _tokens(context.own), self.smoothing)
         middle = (p + q) / 2
         return max(0.0, _entropy(middle) - (_entropy(p) + _entropy(q)) / 2) / log(2)
 
@@ -108,19 +108,24 @@ class EffectiveDocuments:
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """At least 1; nan for tokens of one's own, whose documents are not known."""
         tokens: dict[str, float] = {}
-        for names in data.manifest.get("document_ids", ()):
+        for names, ids in zip(data.manifest.get("document_ids", ()), data.samples, strict=False):
             for name in names:
-                tokens[name] = tokens.get(name, 0.0) + 1 / len(names)
+                tokens[name] = tokens.get(name, 0.0) + len(ids) / len(names)
         shares = [n / sum(tokens.values()) for n in tokens.values()]
         return exp(-sum(share * log(share) for share in shares)) if shares else nan
 
 
+def _tokens(data: CalibrationSet) -> Int[Tensor, "_"]:
+    """All of a set but padding, in one row."""
+    return torch.cat(data.samples)
+
+
 def _frequencies(
-    one: Int[Tensor, "batch seq"], other: Int[Tensor, "n_other seq_other"], smoothing: float
+    one: Int[Tensor, "_"], other: Int[Tensor, "_"], smoothing: float
 ) -> tuple[Float[Tensor, "vocab"], Float[Tensor, "vocab"]]:
     """How frequent each token that occurs in either is in both."""
     size = 1 + int(max(one.max(), other.max()))
-    counts = [torch.bincount(ids.flatten(), minlength=size).double() for ids in (one, other)]
+    counts = [torch.bincount(ids, minlength=size).double() for ids in (one, other)]
     occurs = (counts[0] + counts[1]) > 0
     p, q = (count[occurs] + smoothing for count in counts)
     return p / p.sum(), q / q.sum()
