@@ -1,5 +1,6 @@
 """How likely the model finds a set, and whether that looks like text that the model was trained on."""
 
+from math import isnan, nan
 from statistics import mean, median
 from typing import ClassVar
 
@@ -23,8 +24,9 @@ class Perplexity:
     )
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
-        """The median: a few wild samples do not move it."""
-        return median(self.per_sample(data, context))
+        """The median: a few wild samples do not move it; nan where one is."""
+        values = self.per_sample(data, context)
+        return nan if any(map(isnan, values)) else median(values)
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """exp of the mean negative log-likelihood of each sample."""
@@ -82,6 +84,8 @@ def _standardized(moments: Float[Tensor, "seq 3"]) -> Float[Tensor, "seq"]:
 
 
 def _mean_of_lowest(scores: Float[Tensor, "seq"], share: float) -> float:
-    """The mean of the lowest `share` of the scores, at least of one."""
+    """The mean of the lowest `share` of the scores, at least of one; nan where one of all is."""
+    if scores.isnan().any():
+        return nan  # which topk takes for the highest
     n = max(1, int(share * len(scores)))
     return float(scores.double().topk(n, largest=False).values.mean())
