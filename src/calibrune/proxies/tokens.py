@@ -17,7 +17,11 @@ from calibrune.settings import settings
 
 @settings
 class Repetition:
-    """Share of the runs of tokens of a sample that stood there before (counted as in Rae et al., 2021)."""
+    """Share of the runs of tokens of a sample that stood there before.
+
+    Rae et al. (2021, arXiv 2112.11446) look for the same otherwise: they count the characters in the most frequent run
+    of 2 to 4 words, and in repeated runs of 5 to 10.
+    """
 
     better: ClassVar[Better] = "lower"
     founded: ClassVar[str] = "loops fill samples with copies and have a low perplexity; no study of pruning measures it"
@@ -106,7 +110,7 @@ class EffectiveDocuments:
     founded: ClassVar[str] = "plausible: a few long documents are a narrow sample; not measured for pruning"
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
-        """At least 1; nan for tokens of one's own, whose documents are not known."""
+        """At least 1; nan where they are not known: for tokens of one's own, or samples of several that were cut."""
         tokens: dict[str, float] = {}
         for names, ids in zip(data.manifest.get("document_ids", ()), data.samples, strict=False):
             for name in names:
