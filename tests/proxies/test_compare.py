@@ -1,12 +1,16 @@
 """Sets side by side: one size for all, an order with its reason, and what speaks against it."""
 
+from math import isnan
+
 import pytest
 import torch
-from tiny_models import random_ids
+from tiny_models import random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibrationError, ConfigError
+from calibrune.proxies import Context
 from calibrune.proxies.compare import Measured, of_one_size, rank, standard_error
+from calibrune.proxies.tokens import EffectiveDocuments
 
 
 def measured(name, *samples, perplexity=10.0, repetition=0.0):
@@ -71,6 +75,26 @@ def test_a_padded_set_is_cut_with_its_mask():
     one, _ = of_one_size([CalibrationSet.from_ids(random_ids(2, 24), whole), other])
     assert one.attention_mask is None
     assert "real_tokens" not in one.manifest
+
+
+def test_after_a_cut_documents_are_counted_only_where_each_sample_is_of_one():
+    def cut(*names):
+        about = {"source": {}, "document_ids": [list(one) for one in names], "text_sha256": {}}
+        return of_one_size([CalibrationSet(random_ids(2, 24), about), CalibrationSet.from_ids(random_ids(2, 8))])[0]
+
+    context = Context(tiny_lm(), lambda: cut("a", "b"))
+    assert EffectiveDocuments().measure(cut("a", "b"), context) == pytest.approx(2)
+    # all of the first sample's first 8 tokens may be a's
+    assert isnan(EffectiveDocuments().measure(cut("ab", "b"), context))
+    assert "document_ids" not in cut("ab", "b").manifest
+
+
+def test_a_number_of_documents_that_is_not_known_is_said_with_its_reason():
+    unknown = measured("packed", -1.0)
+    unknown.values["effective_documents"] = float("nan")
+    said = " ".join(rank([unknown, measured("b", -2.0)]).cautions)
+    assert "No effective_documents of packed: the documents are not recorded, or samples of several were cut" in said
+    assert "effective_documents" not in " ".join(rank([measured("a", -1.0), measured("b", -2.0)]).cautions)
 
 
 def test_a_sample_that_cannot_be_scored_is_told_before_any_is_measured():

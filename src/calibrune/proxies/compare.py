@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite, isnan, sqrt
 from statistics import stdev
 from typing import Any
 
@@ -100,7 +100,11 @@ def _cut(one: CalibrationSet, length: int) -> CalibrationSet:
     if one.seq_len == length:
         return one
     part_of = {"n_samples": one.n_samples, "seq_len": one.seq_len, "fingerprint": one.fingerprint}
-    manifest = {key: value for key, value in one.manifest.items() if key != "real_tokens"} | {"part_of": part_of}
+    stale = {"real_tokens"}
+    if any(len(names) > 1 for names in one.manifest.get("document_ids", ())):
+        # nobody recorded where in a sample one document ends and the next begins
+        stale |= {"document_ids", "text_sha256", "contamination"}
+    manifest = {key: value for key, value in one.manifest.items() if key not in stale} | {"part_of": part_of}
     mask = one.attention_mask
     return CalibrationSet(one.input_ids[:, :length], manifest, None if mask is None else mask[:, :length])
 
@@ -147,6 +151,11 @@ def _cautions(ordered: Sequence[Measured], by: str) -> list[str]:
         agree = likeliest.name == ordered[0].name
         said.insert(
             0, f"Perplexity says {'the same' if agree else f'otherwise: {likeliest.name} is the most likely text'}."
+        )
+    if unknown := [one.name for one in ordered if isnan(one.values.get("effective_documents", 0.0))]:
+        said.append(
+            f"No effective_documents of {', '.join(unknown)}: the documents are not recorded, or samples of several "
+            f"were cut shorter, and nothing says which of them are left."
         )
     for one in ordered:
         if (share := one.values.get("repetition", 0.0)) > REPEATS:
