@@ -84,6 +84,26 @@ def test_min_k_is_the_mean_of_the_least_likely_tokens(data):
     assert Perplexity().measure(data, told) == pytest.approx((exp(2.5) + exp(5.5)) / 2)
 
 
+@pytest.mark.parametrize("kind", [MinK, MinKPlusPlus, Perplexity])
+def test_a_token_without_a_likelihood_leaves_its_sample_without_a_number(kind, data):
+    # two in three of the samples: sorting by a nan would give a number nevertheless
+    rows = [[-1.0, float("nan"), -2.0, -3.0], [-1.0, -2.0, -2.0, -3.0], [float("nan"), -1.0, -1.0, -1.0]]
+    told = Told([[[value, -1.0, 0.5] for value in row] for row in rows])
+    assert [isnan(value) for value in kind().per_sample(data, told)] == [True, False, True]
+    assert isnan(kind().measure(data, told))
+
+
+def test_a_measurement_that_cannot_be_kept_leaves_nothing_half_behind(context, data, monkeypatch, cache):
+    def fail(tensors, file):
+        file.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(proxy, "save_file", fail)
+    with pytest.raises(OSError, match="full"):
+        context.moments(data)
+    assert [file for file in cache.rglob("*") if file.is_file()] == []
+
+
 def test_where_the_model_is_certain_min_k_plus_plus_stays_finite(data):
     assert isfinite(MinKPlusPlus().measure(data, Told([[[0.0, 0.0, 0.0]] * 4])))
 

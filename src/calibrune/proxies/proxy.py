@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +55,8 @@ class Context:
             samples = track(data.samples, "scoring the samples", unit="sample")
             return {"moments": torch.cat([token_moments(self.lm.model, ids[None])[0].cpu() for ids in samples])}
 
-        return self._kept("moments", data, measure)["moments"].split([len(ids) - 1 for ids in data.samples])
+        kept = self._kept("moments", data, measure)["moments"]
+        return torch.split(kept, [len(ids) - 1 for ids in data.samples])
 
     def input_rms(self, data: CalibrationSet) -> dict[str, Float[Tensor, "in"]]:
         """Root of the mean square of every input channel, by layer; layers with one input share it, and are one.
@@ -94,9 +96,12 @@ class Context:
             return kept
         measured = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{id(measured):x}.unfinished")
-        save_file({name: tensor.contiguous().clone() for name, tensor in measured.items()}, unfinished)
-        unfinished.replace(file)
+        unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
+        try:
+            save_file({name: tensor.contiguous().clone() for name, tensor in measured.items()}, unfinished)
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return measured
 
 
