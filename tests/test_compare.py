@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from calibrune import verbs
 from calibrune.cli import app
-from calibrune.errors import ConfigError
+from calibrune.errors import ConfigError, ModelError
 from calibrune.proxies import PROXIES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -111,6 +111,13 @@ def test_finished_sets_are_compared_as_they_are(place, tmp_path, monkeypatch):
     assert found["size"] == {"samples": 3, "seq_len": 24}
     assert [one["name"] for one in found["sets"]] == ["set", "set'"]
     assert found["sets"][0]["values"]["perplexity"] == found["sets"][1]["values"]["perplexity"]
+
+
+def test_a_mixture_with_commas_in_its_options_is_no_finished_set(place):
+    mixture = f"{place / 'geese.jsonl'}:evals=['{place / 'loop.jsonl'}','{place / 'geese.jsonl'}'],random"
+    # the SPEC is right, so the first that is wrong is the model
+    with pytest.raises(ModelError, match="nowhere/at-all"):
+        verbs.quality([mixture], model="nowhere/at-all")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,15 @@ from calibrune import __version__
 from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import SOURCES, build_calibration, options_of, parse_spec, prepare_calibration
+from calibrune.calibration.spec import (
+    SOURCES,
+    build_calibration,
+    is_finished,
+    options_of,
+    parse_spec,
+    prepare_calibration,
+    short_name,
+)
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
@@ -256,19 +263,15 @@ def quality(
 def _prepared(
     spec: str, samples: int | None, seq_len: int | None, seed: int
 ) -> Callable[[LanguageModel], CalibrationSet]:
-    path = Path(parse_spec(spec)[0]).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
+    if is_finished(spec):
         return prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
     return prepare_calibration(spec, n_samples=samples or 32, seq_len=seq_len or 512, seed=seed)
 
 
 def _names(specs: Sequence[str]) -> list[str]:
-    """Short names, all different: a file without its folder and ending, with its options."""
+    """Short names, all different."""
     names: list[str] = []
-    for spec in specs:
-        source, *options = re.split(r":(?=[a-z_]+=)", spec)
-        short = Path(source).name.partition(".")[0] or source
-        name = ":".join([short, *(option.rsplit("/", 1)[-1] for option in options)])
+    for name in map(short_name, specs):
         while name in names:
             name += "'"
         names.append(name)
