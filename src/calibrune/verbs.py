@@ -32,11 +32,20 @@ from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
-from calibrune.proxies.compare import CRITERION, OWN_SAMPLES, as_record, check_criterion, measure, of_one_size, rank
+from calibrune.proxies.compare import (
+    CRITERION,
+    OWN_SAMPLES,
+    RECORD,
+    as_record,
+    check_criterion,
+    measure,
+    of_one_size,
+    rank,
+)
 from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, prune_model
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
-from calibrune.report.extras import import_extra
+from calibrune.report.extras import check_page_extras
 from calibrune.report.page import write_json
 from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
@@ -207,16 +216,20 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def compare(specs: Sequence[str], *, out: Path, by: str = CRITERION, **asked: Any) -> dict[str, Any]:
-    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`."""
+    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`.
+
+    `out` must be free, as for `prune`.
+    """
     if len(specs) < 2:
         raise ConfigError(
             f"a comparison needs two sets or more, got {', '.join(specs) or 'none'}; for one, use inspect"
         )
-    import_extra("altair")  # before hours of work, not after them
+    check_free(out)
+    check_page_extras()
     check_criterion(by)
     found = quality(specs, by=by, **asked)
     comparison_page(found).write(out / "compare.html")
-    write_json(found, out / "compare.json")
+    write_json(found, out / RECORD)
     return found
 
 

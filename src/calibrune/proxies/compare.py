@@ -18,6 +18,9 @@ CRITERION = "min_k_plus_plus"
 OWN_SAMPLES = "selfgen:drop_highest=0:among=1"
 """The SPEC of the model's own samples: the study's decoding, nothing filtered."""
 
+RECORD = "compare.json"
+"""What a comparison leaves in its folder: every number."""
+
 REPEATS = 0.2
 """A share of repeated runs of tokens from which on a set is warned of: prose at 2,048 tokens has a few hundredths."""
 
