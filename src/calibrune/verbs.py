@@ -1,6 +1,5 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,15 @@ from calibrune import __version__
 from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import SOURCES, build_calibration, options_of, parse_spec, prepare_calibration
+from calibrune.calibration.spec import (
+    SOURCES,
+    build_calibration,
+    is_finished,
+    options_of,
+    parse_spec,
+    prepare_calibration,
+    short_name,
+)
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
@@ -27,11 +34,20 @@ from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
-from calibrune.proxies.compare import CRITERION, OWN_SAMPLES, as_record, check_criterion, measure, of_one_size, rank
+from calibrune.proxies.compare import (
+    CRITERION,
+    OWN_SAMPLES,
+    RECORD,
+    as_record,
+    check_criterion,
+    measure,
+    of_one_size,
+    rank,
+)
 from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, check_pattern, needs_data, prune_model
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
-from calibrune.report.extras import import_extra
+from calibrune.report.extras import check_page_extras
 from calibrune.report.page import write_json
 from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
@@ -212,16 +228,20 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def compare(specs: Sequence[str], *, out: Path, by: str = CRITERION, **asked: Any) -> dict[str, Any]:
-    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`."""
+    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`.
+
+    `out` must be free, as for `prune`.
+    """
     if len(specs) < 2:
         raise ConfigError(
             f"a comparison needs two sets or more, got {', '.join(specs) or 'none'}; for one, use inspect"
         )
-    import_extra("altair")  # before hours of work, not after them
+    check_free(out)
+    check_page_extras()
     check_criterion(by)
     found = quality(specs, by=by, **asked)
     comparison_page(found).write(out / "compare.html")
-    write_json(found, out / "compare.json")
+    write_json(found, out / RECORD)
     return found
 
 
@@ -268,19 +288,15 @@ def quality(
 def _prepared(
     spec: str, samples: int | None, seq_len: int | None, seed: int
 ) -> Callable[[LanguageModel], CalibrationSet]:
-    path = Path(parse_spec(spec)[0]).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
+    if is_finished(spec):
         return prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
     return prepare_calibration(spec, n_samples=samples or 32, seq_len=seq_len or 512, seed=seed)
 
 
 def _names(specs: Sequence[str]) -> list[str]:
-    """Short names, all different: a file without its folder and ending, with its options."""
+    """Short names, all different."""
     names: list[str] = []
-    for spec in specs:
-        source, *options = re.split(r":(?=[a-z_]+=)", spec)
-        short = Path(source).name.partition(".")[0] or source
-        name = ":".join([short, *(option.rsplit("/", 1)[-1] for option in options)])
+    for name in map(short_name, specs):
         while name in names:
             name += "'"
         names.append(name)

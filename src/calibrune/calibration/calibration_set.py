@@ -115,6 +115,13 @@ class CalibrationSet:
         """Tokens in a sample."""
         return self.input_ids.shape[1]
 
+    @property
+    def samples(self) -> tuple[Int64[Tensor, "_"], ...]:
+        """The tokens of each sample, without padding."""
+        if self.attention_mask is None:
+            return tuple(self.input_ids)
+        return tuple(ids[real] for ids, real in zip(self.input_ids, self.attention_mask, strict=True))
+
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits that change when any token does, or the shape, or what is padding; not by what pads."""

@@ -242,11 +242,10 @@ def inspect(
     from calibrune import verbs
     from calibrune.report import comparison, inspection
 
+    inspection.check_asked(model=model, layers=layers, picture=picture, samples=samples, seq_len=seq_len)
     if model is not None:
         measured = verbs.quality([path], model=model, samples=samples, seq_len=seq_len)
         return _print_json(measured) if as_json else typer.echo(comparison.comparison_text(measured))
-    if picture is not None:
-        inspection.check_picture(picture)
     kind, found = verbs.inspect(path)
     said = inspection.text(kind, found, every_layer=layers)
     shown = inspection.draw(kind, found, picture) if picture is not None else None

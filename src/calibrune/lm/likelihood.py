@@ -7,6 +7,7 @@ scale them) is done here too, without a line about it.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,9 @@ LOGITS_BYTES = 64 * 2**20
 """Logits held at a time, in bytes of float32, unless told otherwise."""
 
 
+_SCORING = threading.RLock()
+"""Held while a model is scored, for that changes it: other threads wait."""
+
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """Logits [batch, seq, vocab] and targets [batch, seq] in; a number or a few for each position out."""
 
@@ -33,7 +37,8 @@ def token_log_likelihoods(
 ) -> Float[Tensor, "batch seq-1"]:
     """log p(token t | tokens before t) in float32, for every token but the first.
 
-    Runs in evaluation mode, without gradients and without a cache; leaves the model as it found it.
+    Runs in evaluation mode, without gradients and without a cache; leaves the model as it found it. Threads that score
+    take turns; one that calls the model itself meanwhile gets what the model says.
 
     Args:
         model: a causal language model; on whatever device it is, the ids follow.
@@ -66,7 +71,7 @@ def _scored(
 ) -> Float[Tensor, "batch seq-1 *values"]:
     input_ids = input_ids.to(model.device)
     positions_at_a_time = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
-    with evaluating(model):
+    with _SCORING, evaluating(model):
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             return _one_by_one(model, input_ids, reduce)
         return torch.cat(
@@ -125,7 +130,7 @@ def target_log_likelihoods(
     rows, columns = places.to(model.device).unbind(1)
     size = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
     scores, likeliest = [], []
-    with evaluating(model):
+    with _SCORING, evaluating(model):
         for start, logits in _logits_at(model, inputs, rows, columns, size):
             here = (asked >= start) & (asked < start + len(logits))
             index, token = asked[here] - start, tokens[here]
@@ -241,11 +246,13 @@ def _bodies(model: PreTrainedModel) -> set[nn.Module]:
 
 @contextmanager
 def _recording(bodies: set[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """Collect `{body: its output}` for those of the bodies that are called."""
+    """Collect `{body: its output}` for those of the bodies that are called in this thread."""
     recorded: dict[nn.Module, Any] = {}
+    here = threading.get_ident()
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
-        recorded[module] = output
+        if threading.get_ident() == here:
+            recorded[module] = output
 
     hooks = [body.register_forward_hook(record) for body in bodies]
     try:
@@ -257,16 +264,17 @@ def _recording(bodies: set[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 @contextmanager
 def _replaying(recorded: dict[nn.Module, Any]) -> Iterator[None]:
-    """Make each of the modules return its recorded output instead of running."""
+    """Make each of the modules return its recorded output instead of running, to this thread alone."""
+    here = threading.get_ident()
 
-    def returning(output: Any) -> Callable[..., Any]:
-        return lambda *args, **kwargs: output
+    def returning(output: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: output if threading.get_ident() == here else own(*args, **kwargs)
 
     # in vars where something (a quantizer, a device map) put a forward of its own on this one module
     replaced = {module: vars(module).get("forward") for module in recorded}
     try:
         for module, output in recorded.items():
-            module.forward = returning(output)
+            module.forward = returning(output, module.forward)
         yield
     finally:
         for module, forward in replaced.items():

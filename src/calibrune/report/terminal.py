@@ -19,7 +19,7 @@ def set_text(manifest: Mapping[str, Any]) -> str:
     """A calibration set: its name and size, and how it came to be."""
     dropped = manifest.get("dropped") or {}
     source = manifest["source"]
-    parts = {f"part {i}": _facts(part["source"]) for i, part in enumerate(source.get("parts", ()), 1)}
+    parts = {f"part {i}": _part(part) for i, part in enumerate(source.get("parts", ()), 1)}
     about = {
         "source": _facts({key: value for key, value in source.items() if key != "parts"}),
         **parts,
@@ -114,6 +114,12 @@ def choices_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
         }
         lines += _named(groups, indent="    ")
     return "\n".join(lines)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """Of a mixture: what it is of, how much it weighs, and what only its own documents meet."""
+    said = f"{_facts(part['source'])}; weight={_shown(part.get('weight', 1.0))}"
+    return "; ".join([said, *(_facts(one) for one in part.get("filters") or ())])
 
 
 def _calibration(manifest: Mapping[str, Any] | None) -> str:
