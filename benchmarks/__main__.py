@@ -3,12 +3,13 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, fidelity, generation, methods, rounding, scale
+from benchmarks import demo, fidelity, generation, harness, methods, rounding, scale
 from benchmarks.rows import save
 
 MEASUREMENTS = {
     "demo": demo.measure,
     "generation": generation.measure,
+    "harness": harness.measure,
     "rounding": rounding.measure,
     "fidelity-masks": fidelity.measure,
     "scale": scale.measure,

@@ -374,6 +374,13 @@ BAD_REQUESTS = [
     (("inspect", "tokens.safetensors", "--picture", "layers.svg"), "no layers to draw"),
     (("inspect", "tokens.safetensors", "--layers"), "no layers to list"),
     (("inspect", "texts.jsonl"), "a file that inspect cannot read"),
+    (
+        ("inspect", "random", "--model", "model", "--layers"),
+        "--layers shows a checkpoint or a model, but --model measures",
+    ),
+    (("inspect", "random", "--model", "model", "--picture", "layers.svg"), "--picture shows a checkpoint or a model"),
+    (("inspect", "tokens.safetensors", "--samples", "4"), "--samples is for a set that is measured: name the model"),
+    (("inspect", "tokens.safetensors", "--seq-len", "8"), "--seq-len is for a set that is measured: name the model"),
     # the pattern: said before the model is looked for
     ((*NOBODY, "--sparsity", "1.2"), "must be in [0, 1), got 1.2"),
     ((*NOBODY, "--sparsity", "-0.1"), "must be in [0, 1), got -0.1"),

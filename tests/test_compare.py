@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from calibrune import verbs
 from calibrune.cli import app
-from calibrune.errors import ConfigError
+from calibrune.errors import ConfigError, ModelError, OutputError
 from calibrune.proxies import PROXIES
+from calibrune.report import extras
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -111,6 +112,35 @@ def test_finished_sets_are_compared_as_they_are(place, tmp_path, monkeypatch):
     assert found["size"] == {"samples": 3, "seq_len": 24}
     assert [one["name"] for one in found["sets"]] == ["set", "set'"]
     assert found["sets"][0]["values"]["perplexity"] == found["sets"][1]["values"]["perplexity"]
+
+
+def test_where_a_comparison_cannot_be_written_nothing_is_measured(compared, tmp_path):
+    out, _ = compared
+    page = (out / "compare.html").read_bytes()
+    with pytest.raises(OutputError, match="already holds a comparison; choose another --out"):
+        verbs.compare(["random", "random"], out=out, model="nowhere/at-all")
+    assert (out / "compare.html").read_bytes() == page
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="is a file"):
+        verbs.compare(["random", "random"], out=tmp_path / "file", model="nowhere/at-all")
+
+
+@pytest.mark.parametrize("name", ["jinja2", "altair", "vl_convert"])
+def test_a_library_that_the_page_needs_is_missed_before_the_model_is_loaded(name, tmp_path, monkeypatch):
+    def without(wanted):
+        if wanted == name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(extras, "import_module", without)
+    with pytest.raises(ConfigError, match=f"reports need {name}, which is not installed"):
+        verbs.compare(["random", "random"], out=tmp_path / "out", model="nowhere/at-all")
+
+
+def test_a_mixture_with_commas_in_its_options_is_no_finished_set(place):
+    mixture = f"{place / 'geese.jsonl'}:evals=['{place / 'loop.jsonl'}','{place / 'geese.jsonl'}'],random"
+    # the SPEC is right, so the first that is wrong is the model
+    with pytest.raises(ModelError, match="nowhere/at-all"):
+        verbs.quality([mixture], model="nowhere/at-all")
 
 
 @pytest.mark.parametrize(

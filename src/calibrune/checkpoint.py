@@ -30,6 +30,7 @@ from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
 from calibrune.patterns import percent
+from calibrune.proxies.compare import RECORD
 from calibrune.prune import MIN_EXPERT_TOKENS, PruneReport
 
 MANIFEST = "calibrune.json"
@@ -98,6 +99,8 @@ def check_free(out: Path) -> None:
         return
     if (place / TOKENS_FILE).is_file():
         raise OutputError(f"the folder {str(out)!r} already holds a calibration set; choose another --out or remove it")
+    if (place / RECORD).is_file():
+        raise OutputError(f"the folder {str(out)!r} already holds a comparison; choose another --out or remove it")
     manifest = read_manifest(out)
     if manifest is not None:
         raise OutputError(

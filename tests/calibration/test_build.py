@@ -127,6 +127,23 @@ def test_filters_that_let_nothing_through_do_not_search_for_ever(tokenizer, monk
         build(recipe(endless, filters=(Nothing(),)), tokenizer)
 
 
+def test_a_group_that_fills_slowly_is_waited_for(tokenizer, monkeypatch, in_memory):
+    class Scored(in_memory):
+        def documents(self):
+            for document in super().documents():
+                yield Document(document.text, document.id, perplexity=1.0)
+
+    monkeypatch.setattr(module, "GIVE_UP_AFTER", 20)
+    corpus = Scored(*("a" if i % 3 else "a" * 20 for i in range(300)))
+    filters = (LengthFilter(min_chars=10), PerplexityFilter(among=None))
+    built = build(recipe(corpus, filters=filters), tokenizer)
+    assert built.dropped == {"fewer than 10 characters": 200, "perplexity among the highest 0.2": 20}
+    # a bound that lets nothing into the group is no slow group
+    endless = Scored(*("a" * 20 for _ in range(300)))
+    with pytest.raises(CalibrationError, match="dropped 20 documents of 'toy' in a row"):
+        build(recipe(endless, filters=(PerplexityFilter(among=None, max_perplexity=0.5),)), tokenizer)
+
+
 def test_a_set_that_does_not_fit_the_model_is_an_error_before_anything_is_read(corpus, tokenizer):
     with pytest.raises(CalibrationError, match="samples of 8 tokens asked for, but the model reads at most 7"):
         build(recipe(corpus), tokenizer, context_length=7)

@@ -1,6 +1,9 @@
 import hashlib
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,6 +172,18 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="no space left"):
         own().save(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_left_is_swept_away_and_what_others_write_is_not(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / f".set.{pid}.partial" for pid in (gone.pid, os.getpid(), os.getppid())]
+    left += [tmp_path / ".set.two.partial", tmp_path / f".sets.{gone.pid}.partial"]
+    for folder in left:
+        folder.mkdir()
+        (folder / "calibration.safetensors").touch()
+    saved(tmp_path / "set")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "set", *left[2:]])
 
 
 def test_tokens_that_were_changed_after_they_were_written_are_refused(tmp_path):

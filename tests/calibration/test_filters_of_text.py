@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,10 +17,13 @@ from calibrune.calibration.filters import (
     LanguageFilter,
     LengthFilter,
     RepetitionFilter,
+    contamination,
 )
-from calibrune.calibration.filters.contamination import _runs
+from calibrune.calibration.filters import filter as filter_module
+from calibrune.calibration.filters.contamination import _number, _runs
 from calibrune.calibration.filters.language import _detector
 from calibrune.calibration.filters.repetition import compression_ratio, repeated_share
+from calibrune.calibration.spec import prepare_calibration
 from calibrune.corpora.document import Document
 from calibrune.errors import CalibrationError, ConfigError, CorpusError
 
@@ -83,6 +87,17 @@ def test_without_its_library_a_filter_says_which_extra_to_install(of, library, e
         kept(of, PROSE)
 
 
+@pytest.mark.parametrize(("option", "extra"), [("dedup=0.8", "filters"), ("language=en", "language")])
+def test_a_missing_library_is_told_before_the_model_is_loaded(option, extra, monkeypatch, tmp_path):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(filter_module, "version", missing)
+    (tmp_path / "a.txt").write_text(PROSE)
+    with pytest.raises(ConfigError, match=rf"not installed: pip install 'calibrune\[{extra}\]'"):
+        prepare_calibration(f"{tmp_path / 'a.txt'}:{option}")
+
+
 @pytest.mark.skipif(find_spec("lingua") is None, reason="needs lingua-language-detector, and it is not installed")
 def test_other_languages_go_and_the_reason_names_them():
     german = "Der Fluss stieg in der Nacht, und am Morgen waren die unteren Felder ein See."
@@ -119,8 +134,29 @@ def test_thirteen_shared_words_in_a_row_are_a_contamination(evals):
         [1],
         {"shares 13 words in a row with quiz": 1, "shares 13 words in a row with book": 1},
     )
-    assert of.remark(Document(PROSE, "")) == {"quiz": len(words) - 12}
+    keep = ContaminationFilter(evals=evals, contaminated="keep")
+    assert keep.remark(Document(PROSE, "")) == {"quiz": len(words) - 12}
     assert kept(ContaminationFilter(evals=evals / "book.txt"), PROSE)[0] == [0]
+
+
+def test_evaluation_sets_of_one_name_are_told_apart_and_every_file_is_recorded(tmp_path):
+    texts = {"mmlu/test": PROSE, "arc/test": OTHER, "more/mmlu/test": "a b c", "quiz": "d e f"}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(text)
+    files = tuple(tmp_path / f"{name}.txt" for name in texts)
+    of = ContaminationFilter(evals=(*files, files[0]))
+    said = of.describe()["evals"]
+    assert list(said) == [f"{tmp_path.name}/mmlu/test", "arc/test", "more/mmlu/test", "quiz"]
+    assert len({sha256 for hashes in said.values() for sha256 in hashes.values()}) == 4
+    assert kept(of, OTHER) == ([], {"shares 13 words in a row with arc/test": 1})
+    # files of one name within one set
+    (tmp_path / "arc" / "test").mkdir()
+    (tmp_path / "arc" / "test" / "test.txt").write_text("x y z")
+    both = ContaminationFilter(evals=(tmp_path / "arc" / "test.txt", tmp_path / "arc")).describe()["evals"]
+    assert both.keys() == {"test"}
+    assert both["test"].keys() == {"arc/test.txt", "test/test.txt"}
+    assert len(set(both["test"].values())) == 2
 
 
 def test_the_hashes_of_runs_are_those_of_the_words_and_their_order():
@@ -129,6 +165,7 @@ def test_the_hashes_of_runs_are_those_of_the_words_and_their_order():
     assert np.array_equal(_runs("x, A! b c", 3)[:0], _runs("a b", 3))
     assert np.array_equal(_runs("A; b - c", 3), _runs("a b c", 3))
     assert len(_runs("a a a a a", 3)) == 1
+    assert _number.cache_info().maxsize  # the words of an endless corpus are not all held
 
 
 def test_contamination_that_is_kept_is_in_the_manifest(evals, in_memory, tokenizer):
@@ -142,6 +179,14 @@ def test_contamination_that_is_kept_is_in_the_manifest(evals, in_memory, tokeniz
     assert "notes.md" not in json.dumps(said)
     first = made.take(1)
     assert first.manifest["contamination"].keys() <= set(first.manifest["document_ids"][0])
+
+
+def test_a_document_that_stayed_is_not_looked_up_again(evals, in_memory, tokenizer, monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(contamination, "_n_shared", lambda few, many: looked_up.append(few) or 0)
+    of = ContaminationFilter(evals=evals)
+    made = build(CalibrationRecipe(corpus=in_memory("x " * 40), filters=(of,), n_samples=1, seq_len=16), tokenizer)
+    assert (made.manifest["contamination"], len(looked_up)) == ({}, 2)  # once for each of the two sets
 
 
 def test_a_clean_set_says_that_it_was_looked_at(evals, in_memory, tokenizer):

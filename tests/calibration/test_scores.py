@@ -8,9 +8,9 @@ import torch
 from tiny_models import tiny_lm
 
 from calibrune.calibration import scores
-from calibrune.calibration.filters import PerplexityFilter
+from calibrune.calibration.filters import PerplexityFilter, options
 from calibrune.calibration.scores import DocumentScorer
-from calibrune.calibration.spec import build_calibration
+from calibrune.calibration.spec import build_calibration, prepare_calibration
 from calibrune.corpora.document import Document
 from calibrune.errors import ConfigError
 
@@ -125,20 +125,34 @@ def test_every_source_takes_every_filter_in_a_spec(texts, lm):
     assert own.manifest["filters"][1]["scorer"]["skip_tokens"] == 0
 
 
-def test_another_model_can_score_and_the_prompt_does_not_count(texts, lm, tmp_path):
+def test_another_model_can_score_and_the_prompt_does_not_count(texts, lm, tmp_path, monkeypatch):
     other = tiny_lm("gpt2")
     other.model.save_pretrained(tmp_path / "other")
     other.tokenizer.save_pretrained(tmp_path / "other")
     spec = f"selfgen:n_texts=16:prompts={texts}:prefix_tokens=3:by={tmp_path / 'other'}"
+    loaded = []
+    load = options.load_model
+    monkeypatch.setattr(options, "load_model", lambda *given, **how: loaded.append(given) or load(*given, **how))
     made = build_calibration(spec, lm, n_samples=2, seq_len=16)
     scorer = made.manifest["filters"][0]["scorer"]
     assert (scorer["model"], scorer["skip_tokens"], scorer["own_tokens"]) == ("other", 3, False)
+    del loaded[:]
+    build_calibration(f"{spec},{texts}:drop_highest=0.2:by={tmp_path / 'other'}", lm, n_samples=2, seq_len=16)
+    assert len(loaded) <= 1  # for both parts; none where the one before is still in memory
+
+
+def test_chats_are_scored_anew_only_with_all_their_tokens():
+    with pytest.raises(ConfigError, match=r"by has chats scored anew, .*: add prefix=included to count them"):
+        prepare_calibration("selfgen:prompts=chat:by=gpt2")
+    prepare_calibration("selfgen:prompts=chat:by=gpt2:prefix=included")
+    prepare_calibration("selfgen:prompts=chat")
 
 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
         ("drop_lowest=0.1:prefix=in", "prefix cannot be 'in'"),
+        ("drop_lowest=0.1:prefix=included", "prefix=included does nothing for 'a.jsonl', whose texts have no prompt"),
         ("dedup=2", "dedup cannot be 2"),
         ("dedupe=0.8", "did you mean 'dedup'"),
         ("language=english", "ISO 639-1"),

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny_models import VOCAB, random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import build_calibration, parse_spec, parts_of
+from calibrune.calibration.spec import build_calibration, is_finished, parse_spec, parts_of, short_name
 from calibrune.errors import CalibrationError, CalibruneError, ConfigError
 from calibrune.lm.loading import LanguageModel
 
@@ -78,6 +78,32 @@ def test_a_name_wins_over_a_file_that_is_called_so(here, lm):
     with pytest.raises(CalibruneError, match="'allenai/c4' cannot be read"):
         build_calibration("c4", lm)
     assert build_calibration("./c4", lm).n_samples == 8
+
+
+@pytest.mark.parametrize("name", ["c4", "selfgen", "random"])
+def test_a_name_wins_over_a_folder_that_is_called_so(name, here):
+    CalibrationSet.from_ids(random_ids()).save(name)
+    assert not is_finished(name)
+    assert is_finished(f"./{name}")
+
+
+def test_only_tokens_that_are_there_are_a_finished_set(here):
+    assert [is_finished(spec) for spec in ("made", "tokens.safetensors", "nope.safetensors")] == [True] * 3
+    for spec in ("lines.jsonl", "lines.jsonl:template='a b',random", "lines.jsonl:evals=[a,b],random", "made,random"):
+        assert not is_finished(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("a/c4.jsonl.gz,b/wiki.jsonl.gz", "c4 + wiki"),
+        ("b/wiki.jsonl.gz", "wiki"),
+        ("hub/org/name:weight=2,selfgen:prompts=/x/y.jsonl", "name:weight=2 + selfgen:prompts=y.jsonl"),
+        ("c4:evals=[a/b.txt, c/d.txt]:drop_highest=0.2", "c4:evals=[b.txt, d.txt]:drop_highest=0.2"),
+    ],
+)
+def test_the_short_name_of_a_set_names_all_its_parts_and_no_folder(spec, name):
+    assert short_name(spec) == name
 
 
 def test_a_value_that_is_no_yaml_is_an_error():

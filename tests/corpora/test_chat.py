@@ -69,6 +69,17 @@ def test_a_turn_that_ended_as_the_template_ends_it_keeps_that_token_and_its_scor
     assert _joined(start, GeneratedText((3, 4), 1, (-1.0,), False), leg, last=True).token_ids == (3, 4)
 
 
+def test_only_a_special_token_of_the_template_ends_a_turn():
+    plain, special = chatty(), chatty(TEMPLATE.replace("'|'", "'</s>'"))
+    limits = {"max_new_tokens": 12, "context": None}
+    assert [leg.end_ids for leg in Frame.of(plain, Chat()).legs(Chat(), end_ids=(9,), **limits)] == [(9,), (9,)]
+    assert [leg.end_ids for leg in Frame.of(plain, Chat()).legs(Chat(), end_ids=(), **limits)] == [(), ()]
+    user, _ = Frame.of(special, Chat()).legs(Chat(), end_ids=(9,), **limits)
+    assert (user.end_ids, user.then) == ((1, 9), (1, *ids("A:")))
+    said = Frame.of(plain, Chat()).describe(Chat(max_user_tokens=7), ())
+    assert said["user_turn_ends_with"] == "nothing: it has 7 tokens"
+
+
 @pytest.mark.parametrize("turns", [1, 2])
 def test_every_text_is_opening_user_turn_and_answer(turns):
     documents = list(writer(chatty(), chat=Chat(turns=turns, max_user_tokens=5)).documents())
@@ -106,7 +117,10 @@ def test_a_chat_is_the_same_after_it_was_read_back_and_whatever_the_batch():
 
 def test_the_record_says_what_kind_of_chat_it_is():
     plain = writer(chatty()).describe()
-    assert plain["chat"].keys() == {"turns", "system", "max_user_tokens", "template_sha256"}
+    assert plain["chat"].keys() == {
+        "turns", "system", "max_user_tokens", "template_sha256", "user_turn_ends_with",
+    }  # fmt: skip
+    assert plain["chat"]["user_turn_ends_with"] == [1]
     assert plain != writer(chatty(TEMPLATE.replace("U:", "V:"))).describe()
     assert "chat" not in replace(writer(chatty()), prompts="bos").describe()
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import exp
 from pathlib import Path
@@ -17,6 +17,8 @@ from tiny_models import tiny_lm, tiny_model
 
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.filters import PerplexityFilter
+from calibrune.calibration.mixture import Mixture
+from calibrune.corpora import generated
 from calibrune.corpora.document import Document
 from calibrune.corpora.engines import local
 from calibrune.corpora.generated import SelfGeneration
@@ -279,6 +281,23 @@ def test_a_calibration_set_has_the_exact_tokens_and_not_those_of_the_text_read_a
     used = {name for names in built.manifest["document_ids"] for name in names}
     assert used.isdisjoint(dropped)
     assert any(d.id in used for d in changed)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_weights_are_hashed_once_a_build_and_anew_in_the_next(mixed, monkeypatch):
+    hashed = []
+    original = generated.weights_fingerprint
+    monkeypatch.setattr(generated, "weights_fingerprint", lambda model: hashed.append(1) or original(model))
+    lm = tiny_lm(adds_bos=True)
+    made = recipe(lm, n_samples=2)
+    if mixed:
+        made = replace(made, corpus=Mixture(parts=((made.corpus, 1), (LINES, 1e-6))))
+    first = build(made, lm.tokenizer)
+    assert len(hashed) == 1
+    with torch.no_grad():
+        lm.model.model.norm.weight *= 2  # as after pruning: no text of the model that was
+    assert build(made, lm.tokenizer).manifest["source"] != first.manifest["source"]
+    assert len(hashed) == 2
 
 
 BUILD = """

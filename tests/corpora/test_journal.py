@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from calibrune.corpora.journal import Journal
+from calibrune.corpora.writing import Leg, Request, Writer
 from calibrune.errors import RunError
-from calibrune.lm.generation import GeneratedText
+from calibrune.lm.generation import GeneratedText, Sampling
 
 
 def text(n: int) -> GeneratedText:
@@ -42,6 +43,18 @@ def test_of_another_prompt_there_is_no_text(file):
     assert journal.read("a", (8,)) is None
     journal.append({"a": text(2)})
     assert Journal(file).read("a", (7,)) == text(2)
+
+
+def test_what_another_process_wrote_first_is_what_this_run_reads_as_well(file):
+    class Slow:
+        def complete(self, prompts, seeds, **settings):
+            Journal(file).append({f"0-of-3:{name}": text(8) for name in "ab"})
+            return [text(2) for _ in prompts]
+
+    requests = [Request(name, (7,)) for name in "abc"]
+    for _ in range(2):
+        (batch,) = Writer(Slow(), (Leg(9, ()),), Sampling(), seed=0).in_batches(requests, 3, Journal(file))
+        assert [found.token_ids for _, found in batch.texts] == [(7, 8, 9), (7, 8, 9), (7, 2, 3)]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

@@ -1,5 +1,7 @@
 """Token log-likelihoods: equal to cross-entropy on a plain forward, in bounded memory, for every kind of head."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 from calibrune.errors import ConfigError
+from calibrune.lm import likelihood
 from calibrune.lm.likelihood import batch_by_length, text_log_likelihoods, token_log_likelihoods
 
 VOCAB = 97
@@ -112,6 +115,37 @@ def test_the_model_is_left_as_it_was_found_also_after_an_error():
     assert model.training
     assert "forward" not in vars(model.model)
     assert not model.model._forward_hooks
+
+
+def test_threads_that_score_one_model_take_turns():
+    model, texts = tiny("llama"), [ids(1, 5 + n) for n in range(8)]
+    expected = [by_cross_entropy(model, one) for one in texts]
+    model.train()
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda one: token_log_likelihoods(model, one, logits_bytes=1), texts * 5))
+    for one, values in zip(expected * 5, got, strict=True):
+        torch.testing.assert_close(values, one, atol=1e-5, rtol=0)
+    assert model.training
+    assert "forward" not in vars(model.model)
+
+
+def test_another_thread_that_calls_the_model_meanwhile_gets_what_the_model_says(monkeypatch):
+    model, mine, other = tiny("llama"), ids(1, 9), ids(2, 12)
+    expected, elsewhere, seen = by_cross_entropy(model, mine), model(other).logits, []
+    pool = ThreadPoolExecutor(1)
+    reduce = likelihood._of_targets
+
+    def reduce_and_call(logits, targets):
+        seen.append(pool.submit(lambda: model(other).logits).result())
+        return reduce(logits, targets)
+
+    monkeypatch.setattr(likelihood, "_of_targets", reduce_and_call)
+    got = token_log_likelihoods(model, mine, logits_bytes=1)
+    pool.shutdown()
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert len(seen) == 8
+    for logits in seen:
+        torch.testing.assert_close(logits, elsewhere, atol=1e-5, rtol=0)
 
 
 def test_a_model_whose_forward_takes_no_positions_is_scored_all_the_same():

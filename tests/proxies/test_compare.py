@@ -1,11 +1,16 @@
 """Sets side by side: one size for all, an order with its reason, and what speaks against it."""
 
+from math import isnan
+
 import pytest
-from tiny_models import random_ids
+import torch
+from tiny_models import random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.errors import ConfigError
+from calibrune.errors import CalibrationError, ConfigError
+from calibrune.proxies import Context
 from calibrune.proxies.compare import Measured, of_one_size, rank, standard_error
+from calibrune.proxies.tokens import EffectiveDocuments
 
 
 def measured(name, *samples, perplexity=10.0, repetition=0.0):
@@ -58,6 +63,44 @@ def test_sets_are_cut_to_the_smallest():
     one, two = of_one_size([CalibrationSet.from_ids(random_ids(4, 24)), CalibrationSet.from_ids(random_ids(6, 16))])
     assert one.input_ids.shape == two.input_ids.shape == (4, 16)
     assert one.manifest["part_of"]["seq_len"] == 24
+
+
+def test_a_padded_set_is_cut_with_its_mask():
+    short, whole = torch.arange(24) < torch.tensor([[4], [20]]), torch.arange(24) < torch.tensor([[18], [20]])
+    other = CalibrationSet.from_ids(random_ids(2, 16))
+    one, _ = of_one_size([CalibrationSet.from_ids(random_ids(2, 24), short), other])
+    assert [len(ids) for ids in one.samples] == [4, 16]
+    assert one.manifest["real_tokens"] == 20
+    # where only real tokens are left, nothing is said of padding
+    one, _ = of_one_size([CalibrationSet.from_ids(random_ids(2, 24), whole), other])
+    assert one.attention_mask is None
+    assert "real_tokens" not in one.manifest
+
+
+def test_after_a_cut_documents_are_counted_only_where_each_sample_is_of_one():
+    def cut(*names):
+        about = {"source": {}, "document_ids": [list(one) for one in names], "text_sha256": {}}
+        return of_one_size([CalibrationSet(random_ids(2, 24), about), CalibrationSet.from_ids(random_ids(2, 8))])[0]
+
+    context = Context(tiny_lm(), lambda: cut("a", "b"))
+    assert EffectiveDocuments().measure(cut("a", "b"), context) == pytest.approx(2)
+    # all of the first sample's first 8 tokens may be a's
+    assert isnan(EffectiveDocuments().measure(cut("ab", "b"), context))
+    assert "document_ids" not in cut("ab", "b").manifest
+
+
+def test_a_number_of_documents_that_is_not_known_is_said_with_its_reason():
+    unknown = measured("packed", -1.0)
+    unknown.values["effective_documents"] = float("nan")
+    said = " ".join(rank([unknown, measured("b", -2.0)]).cautions)
+    assert "No effective_documents of packed: the documents are not recorded, or samples of several were cut" in said
+    assert "effective_documents" not in " ".join(rank([measured("a", -1.0), measured("b", -2.0)]).cautions)
+
+
+def test_a_sample_that_cannot_be_scored_is_told_before_any_is_measured():
+    mask = torch.arange(16) < torch.tensor([[1], [16]])
+    with pytest.raises(CalibrationError, match="fewer than 2 real tokens"):
+        of_one_size([CalibrationSet.from_ids(random_ids(2, 16), mask)])
 
 
 def test_one_sample_has_no_standard_error():

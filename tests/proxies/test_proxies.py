@@ -7,6 +7,7 @@ import torch
 from tiny_models import random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.errors import CalibrationError
 from calibrune.lm.likelihood import token_log_likelihoods, token_moments
 from calibrune.proxies import PROXIES, Context, PerSample, Proxy, proxy
 from calibrune.proxies.activations import ActivationDistance, OutlierCoverage
@@ -83,6 +84,26 @@ def test_min_k_is_the_mean_of_the_least_likely_tokens(data):
     assert Perplexity().measure(data, told) == pytest.approx((exp(2.5) + exp(5.5)) / 2)
 
 
+@pytest.mark.parametrize("kind", [MinK, MinKPlusPlus, Perplexity])
+def test_a_token_without_a_likelihood_leaves_its_sample_without_a_number(kind, data):
+    # two in three of the samples: sorting by a nan would give a number nevertheless
+    rows = [[-1.0, float("nan"), -2.0, -3.0], [-1.0, -2.0, -2.0, -3.0], [float("nan"), -1.0, -1.0, -1.0]]
+    told = Told([[[value, -1.0, 0.5] for value in row] for row in rows])
+    assert [isnan(value) for value in kind().per_sample(data, told)] == [True, False, True]
+    assert isnan(kind().measure(data, told))
+
+
+def test_a_measurement_that_cannot_be_kept_leaves_nothing_half_behind(context, data, monkeypatch, cache):
+    def fail(tensors, file):
+        file.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(proxy, "save_file", fail)
+    with pytest.raises(OSError, match="full"):
+        context.moments(data)
+    assert [file for file in cache.rglob("*") if file.is_file()] == []
+
+
 def test_where_the_model_is_certain_min_k_plus_plus_stays_finite(data):
     assert isfinite(MinKPlusPlus().measure(data, Told([[[0.0, 0.0, 0.0]] * 4])))
 
@@ -151,6 +172,43 @@ def test_every_proxy_is_a_number_of_a_set_and_says_what_it_rests_on(name, contex
     assert made.__doc__
     if isinstance(made, PerSample):
         assert len(made.per_sample(data, context)) == data.n_samples
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_padding_changes_no_proxy(name, context):
+    # whole samples, and the same with padding that would change every number
+    plain = random_ids(4, 12, seed=2)
+    padded = torch.cat([plain, torch.full((4, 6), 7)], dim=1)
+    about = {"source": {}, "document_ids": [["a"], ["b"], ["b"], ["c"]]}
+    without = PROXIES[name]().measure(CalibrationSet(plain, about), context)
+    mask = torch.arange(18).repeat(4, 1) < 12
+    assert PROXIES[name]().measure(CalibrationSet(padded, about, mask), context) == pytest.approx(
+        without, rel=1e-4, nan_ok=True
+    )
+
+
+def test_samples_of_different_lengths_are_each_scored_as_if_alone(context):
+    ids = random_ids(2, 16, seed=3)
+    both = CalibrationSet.from_ids(ids, torch.arange(16) < torch.tensor([[16], [5]]))
+    for kind in (Perplexity, MinK, MinKPlusPlus):
+        alone = [
+            *kind().per_sample(CalibrationSet.from_ids(ids[:1]), context),
+            *kind().per_sample(CalibrationSet.from_ids(ids[1:, :5]), context),
+        ]
+        assert kind().per_sample(both, context) == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_document_counts_by_its_real_tokens(context):
+    mask = torch.arange(16) < torch.tensor([[12], [4]])
+    data = CalibrationSet(random_ids(2, 16), {"source": {}, "document_ids": [["a"], ["b"]]}, mask)
+    entropy = -(0.75 * log(0.75) + 0.25 * log(0.25))
+    assert EffectiveDocuments().measure(data, context) == pytest.approx(exp(entropy))
+
+
+def test_a_sample_of_a_single_token_is_refused(context):
+    data = CalibrationSet.from_ids(random_ids(3, 8), torch.arange(8) < torch.tensor([[8], [1], [8]]))
+    with pytest.raises(CalibrationError, match=r"1 of the 3 samples .* number 2\) have fewer than 2 real tokens"):
+        Perplexity().measure(data, context)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3-moe"])

@@ -151,6 +151,17 @@ def test_lines_fit_the_terminal_and_hashes_are_cut(monkeypatch, columns):
     assert "3 bad" in said
 
 
+def test_a_part_of_a_mixture_shows_its_weight_and_its_filters():
+    parts = [
+        {"source": {"kind": "file", "file": "c4.jsonl"}, "weight": 2.0, "filters": [{"kind": "Length", "min": 9}]},
+        {"source": {"kind": "random"}, "weight": 0.5, "filters": []},
+    ]
+    manifest = {"fingerprint": "abc", "n_samples": 8, "seq_len": 16, "source": {"kind": "mixture", "parts": parts}}
+    said = " ".join(set_text(manifest).split())
+    assert "part 1 file, file=c4.jsonl; weight=2.0; Length, min=9" in said
+    assert "part 2 random; weight=0.5" in said
+
+
 def test_a_score_is_followed_by_its_protocol():
     protocol = {
         "protocol": "window_perplexity",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, field, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
-from calibrune.calibration.filters import Filter, PerplexityFilter, Remark
+from calibrune.calibration.filters import Filter, PerplexityFilter, Remark, describe_filter
 from calibrune.calibration.mixture import Mixture
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
@@ -48,7 +48,7 @@ class CalibrationRecipe:
         """The recipe as JSON."""
         return {
             "source": self.corpus.describe(),
-            "filters": [_described(one) for one in self.filters],
+            "filters": [describe_filter(one) for one in self.filters],
             "windows": asdict(self.windows),
             "n_samples": self.n_samples,
             "seq_len": self.seq_len,
@@ -79,8 +79,12 @@ def build(
         CorpusError: the corpus cannot be read.
     """
     check_length(recipe.seq_len, context_length)
-    record = recipe.describe()
-    drawn = _mixed(recipe, tokenizer) if isinstance(recipe.corpus, Mixture) else _drawn(recipe, tokenizer)
+    recipe = _planned(recipe)
+    record = _recordable(recipe.describe())
+    if isinstance(recipe.corpus, Mixture):
+        drawn = _mixed(recipe, tokenizer, [part["source"] for part in record["source"]["parts"]])
+    else:
+        drawn = _drawn(recipe, tokenizer)
     manifest = {
         **record,
         "tokenizer": describe_tokenizer(tokenizer),
@@ -97,6 +101,17 @@ def build(
     return built
 
 
+def _recordable(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as JSON has it; what cannot be recorded is told before hours of drawing, not after."""
+    try:
+        read_back: dict[str, Any] = json.loads(json.dumps(record))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the recipe cannot be recorded as JSON ({error}): give the corpus or filter a `describe` that returns JSON"
+        ) from None
+    return read_back
+
+
 class _Drawn(NamedTuple):
     """Windows, and what became of the documents on the way to them."""
 
@@ -109,11 +124,14 @@ class _Drawn(NamedTuple):
     """For the manifest."""
 
 
-def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
-    """The windows of a single corpus."""
+def _drawn(
+    recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, is_own: Callable[[Document], bool] | None = None
+) -> _Drawn:
+    """The windows of a single corpus, or of those documents of it that a part of a mixture has for its own."""
+    assert not isinstance(recipe.corpus, Mixture)
     dropped: Counter[str] = Counter()
     watch = _Watch(recipe.corpus.name, dropped, recipe.filters)
-    documents = watch.coming(documents_in_random_order(_planned(recipe), recipe.seed))
+    documents = watch.coming(filter(is_own, documents_in_random_order(recipe.corpus, recipe.seed)))
     for one in recipe.filters:
         documents = one.keep(documents, dropped)
     cut = cut_windows(
@@ -132,8 +150,8 @@ def _drawn(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
     return _Drawn(cut, hashes, remarks, {"documents_looked_at": watch.looked_at, "dropped": dict(dropped)})
 
 
-def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Drawn:
-    """The windows of a mixture: those of each part by itself, dealt out in turns."""
+def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, sources: Sequence[dict[str, Any]]) -> _Drawn:
+    """The windows of a mixture: those of each part by itself, dealt out in turns; `sources`: each part's record."""
     mixture = recipe.corpus
     assert isinstance(mixture, Mixture)
     turns = mixture.turns(recipe.n_samples)
@@ -141,7 +159,8 @@ def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> _Dr
     for i, part in enumerate(mixture.parts):
         if n := turns.count(i):
             own = replace(recipe, corpus=part.corpus, filters=(*part.filters, *recipe.filters), n_samples=n)
-            parts[i] = _drawn(own, tokenizer)
+            same = [p for p, source in enumerate(sources) if source == sources[i]]
+            parts[i] = _drawn(own, tokenizer, mixture.owning(i, same, recipe.seed) if len(same) > 1 else None)
     dealt = {i: iter(range(turns.count(i))) for i in parts}
     # files of one name can be in several parts, so an id alone is not enough
     places = [(i, mixture.names[i], next(dealt[i])) for i in turns]
@@ -183,17 +202,30 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: C
     }
 
 
-def _planned(recipe: CalibrationRecipe) -> Corpus:
-    """The corpus; one that is still to be written is told how much of it will be read."""
-    assert not isinstance(recipe.corpus, Mixture)
-    if not isinstance(recipe.corpus, SelfGeneration):
-        return recipe.corpus
+def _planned(recipe: CalibrationRecipe) -> CalibrationRecipe:
+    """The recipe, in which corpora that are still to be written know how much of them will be read."""
+    if not isinstance(recipe.corpus, Mixture):
+        return replace(recipe, corpus=_expecting(recipe.corpus, recipe.filters, recipe.n_samples * recipe.seq_len))
+    turns = recipe.corpus.turns(recipe.n_samples)
+    parts = (
+        replace(
+            part,
+            corpus=_expecting(part.corpus, (*part.filters, *recipe.filters), turns.count(i) * recipe.seq_len),
+        )
+        for i, part in enumerate(recipe.corpus.parts)
+    )
+    return replace(recipe, corpus=Mixture(parts=tuple(parts)))
+
+
+def _expecting(corpus: Corpus, filters: Sequence[Filter], tokens: int) -> Corpus:
+    if not isinstance(corpus, SelfGeneration):
+        return corpus
     kept, group = 1.0, 1
-    for one in recipe.filters:
+    for one in filters:
         if isinstance(one, PerplexityFilter):
             kept *= 1 - one.drop_highest - one.drop_lowest
-            group = max(group, one.among or recipe.corpus.n_texts or 1)
-    return recipe.corpus.expecting(Reader(recipe.n_samples * recipe.seq_len, kept, group))
+            group = max(group, one.among or corpus.n_texts or 1)
+    return corpus.expecting(Reader(tokens, kept, group))
 
 
 class _Watch:
@@ -206,18 +238,21 @@ class _Watch:
         self.remarks: dict[str, dict[str, Any]] = {one.remark_name: {} for one in self._remarking}
         self._corpus = corpus
         self._dropped = dropped
-        self._dropped_before = 0
+        self._dropped_before = self._good_before = 0
 
     def coming(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            if self._dropped.total() - self._dropped_before >= GIVE_UP_AFTER:
+            # a document that is not dropped may wait in a group of which nothing comes out until it is full
+            if self.looked_at - self._dropped.total() > self._good_before:
+                self._begin_to_count()
+            elif self._dropped.total() - self._dropped_before >= GIVE_UP_AFTER:
                 raise self._nothing_left(f"{GIVE_UP_AFTER:,} documents of {self._corpus!r} in a row")
             self.looked_at += 1
             yield document
 
     def staying(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            self._dropped_before = self._dropped.total()
+            self._begin_to_count()
             self.text_sha256[document.id] = hashlib.sha256(document.text.encode()).hexdigest()[:16]
             for one in self._remarking:
                 if (remark := one.remark(document)) is not None:
@@ -226,17 +261,13 @@ class _Watch:
         if self.looked_at and not self.text_sha256:
             raise self._nothing_left(f"all {self.looked_at:,} documents of {self._corpus!r}")
 
+    def _begin_to_count(self) -> None:
+        self._dropped_before = self._dropped.total()
+        self._good_before = self.looked_at - self._dropped_before
+
     def _nothing_left(self, what: str) -> CalibrationError:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self._dropped.most_common())
         return CalibrationError(f"the filters dropped {what} ({reasons}): loosen them, or use another corpus")
-
-
-def _described(one: Filter) -> dict[str, Any]:
-    """A filter's own record where it has one, else its kind and its settings."""
-    if hasattr(one, "describe"):
-        own: dict[str, Any] = one.describe()
-        return own
-    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
 
 
 def _version(package: str) -> str:

@@ -1,5 +1,6 @@
 """A calibration set: token ids, how they came to be, and a fingerprint that says whether two sets are the same."""
 
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from calibrune.calibration.mixture import turns_of
 from calibrune.errors import CalibrationError, OutputError
 
 if TYPE_CHECKING:
@@ -113,6 +115,13 @@ class CalibrationSet:
         """Tokens in a sample."""
         return self.input_ids.shape[1]
 
+    @property
+    def samples(self) -> tuple[Int64[Tensor, "_"], ...]:
+        """The tokens of each sample, without padding."""
+        if self.attention_mask is None:
+            return tuple(self.input_ids)
+        return tuple(ids[real] for ids, real in zip(self.input_ids, self.attention_mask, strict=True))
+
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits that change when any token does, or the shape, or what is padding; not by what pads."""
@@ -132,6 +141,9 @@ class CalibrationSet:
     def take(self, n: int) -> "CalibrationSet":
         """The first `n` samples: the same as a set built with `n_samples=n`, if the seed and all else are the same.
 
+        How many documents were looked at and dropped for them alone nobody knows; the manifest's `part_of` says it of
+        the larger set.
+
         Raises:
             CalibrationError: there are no such samples.
         """
@@ -141,8 +153,20 @@ class CalibrationSet:
             )
         if n == self.n_samples:
             return self
-        manifest = {key: value for key, value in self.manifest.items() if key != "real_tokens"}
-        manifest["part_of"] = self._facts()
+        of_all = ("documents_looked_at", "dropped")
+        manifest = {key: value for key, value in self.manifest.items() if key not in (*of_all, "real_tokens")}
+        manifest["part_of"] = self._facts() | {key: self.manifest[key] for key in of_all if key in self.manifest}
+        if "parts" in manifest:
+            turns = turns_of([part["weight"] for part in manifest["source"]["parts"]], n)
+            # a part without a sample has no entry
+            names = [part["name"] for part in manifest["source"]["parts"]]
+            manifest["parts"] = [
+                {"name": name, "n_samples": turns.count(i)} for i, name in enumerate(names) if i in turns
+            ]
+        if "special_tokens" in manifest:
+            bos = manifest["tokenizer"]["bos_token_id"]
+            begin = 0 if bos is None else int((self.input_ids[:n, 0] == bos).sum())
+            manifest["special_tokens"] = manifest["special_tokens"] | {"samples_that_begin_with_bos": begin}
         if "document_ids" in manifest:
             manifest["document_ids"] = manifest["document_ids"][:n]
             used = set().union(*manifest["document_ids"])
@@ -181,7 +205,7 @@ class CalibrationSet:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
+            _sweep(folder)
             partial.mkdir()
             tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
             save_file({name: one for name, one in tensors.items() if one is not None}, partial / TOKENS_FILE)
@@ -209,6 +233,24 @@ class CalibrationSet:
     def _facts(self) -> dict[str, Any]:
         facts = {"n_samples": self.n_samples, "seq_len": self.seq_len, "fingerprint": self.fingerprint}
         return facts if self.attention_mask is None else facts | {"real_tokens": int(self.attention_mask.sum())}
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs that wrote the same set left beside it."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        pid = left.name.removesuffix(".partial").rpartition(".")[2]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_length(seq_len: int, context_length: int | None) -> None:

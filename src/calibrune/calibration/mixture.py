@@ -1,14 +1,38 @@
 """Several corpora in one calibration set, each with its share of the samples."""
 
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from math import ceil, floor
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from calibrune.calibration.filters import Filter
-from calibrune.corpora.document import Corpus
-from calibrune.settings import record, settings
+from calibrune.calibration.filters import Filter, describe_filter
+from calibrune.corpora.document import Corpus, Document
+from calibrune.seeds import seed_for
+from calibrune.settings import settings
+
+
+def turns_of(weights: Sequence[float], n: int) -> list[int]:
+    """Which part of a mixture with these weights each of the first `n` samples is of.
+
+    Of a part with share s, sample number c belongs to the turns from c / s to (c + 1) / s; of those that may have
+    the turn, the part with the earliest end has it (earliest deadline first, which keeps all ends there can be).
+    """
+    shares, counts, turns = _shares(weights), [0] * len(weights), []
+    for i in range(n):
+        may = [p for p, share in enumerate(shares) if floor(counts[p] / share) <= i]
+        turn = min(may, key=lambda p: (ceil((counts[p] + 1) / shares[p]), p))
+        counts[turn] += 1
+        turns.append(turn)
+    return turns
+
+
+def _shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
+    exact = [Fraction(str(weight)) for weight in weights]  # as it is written: 0.1 is a tenth
+    return tuple(weight / sum(exact) for weight in exact)
 
 
 @settings
@@ -32,7 +56,8 @@ class Mixture:
 
     Every sample is of one part. Samples all have the same length, so a share of samples is a share of tokens (but for
     padding). Among the first n samples, for every n, the number of a part differs from its share by less than 1: so a
-    smaller set is a part of a larger one, and has the same shares.
+    smaller set is a part of a larger one, and has the same shares. Parts of one source (the same record, but for
+    filters) share out its documents, so that none is used twice.
     """
 
     parts: tuple[Annotated[Part, BeforeValidator(_as_part)], ...] = Field(min_length=1)
@@ -51,22 +76,24 @@ class Mixture:
 
     @property
     def shares(self) -> tuple[Fraction, ...]:
-        weights = [Fraction(part.weight).limit_denominator(1_000_000) for part in self.parts]
-        return tuple(weight / sum(weights) for weight in weights)
+        return _shares([part.weight for part in self.parts])
 
     def turns(self, n: int) -> list[int]:
-        """Which part each of the first `n` samples is of.
+        """Which part each of the first `n` samples is of."""
+        return turns_of([part.weight for part in self.parts], n)
 
-        Of a part with share s, sample number c belongs to the turns from c / s to (c + 1) / s; of those that may have
-        the turn, the part with the earliest end has it (earliest deadline first, which keeps all ends there can be).
+    def owning(self, part: int, same: Sequence[int], seed: int) -> Callable[[Document], bool]:
+        """Which documents are this part's, where several parts, `same`, are of one source.
+
+        Each document is one part's alone, by a keyed hash and the weights: however many samples are asked for.
         """
-        shares, counts, turns = self.shares, [0] * len(self.parts), []
-        for i in range(n):
-            may = [p for p, share in enumerate(shares) if floor(counts[p] / share) <= i]
-            turn = min(may, key=lambda p: (ceil((counts[p] + 1) / shares[p]), p))
-            counts[turn] += 1
-            turns.append(turn)
-        return turns
+        ends = list(accumulate(self.shares[one] for one in same))
+
+        def is_own(document: Document) -> bool:
+            place = Fraction(seed_for(seed, "part", document.id), 2**56) * ends[-1]
+            return same[bisect(ends, place)] == part
+
+        return is_own
 
     def describe(self) -> dict[str, Any]:
         """The parts with their shares, as JSON."""
@@ -79,7 +106,7 @@ class Mixture:
                     "name": name,
                     "weight": part.weight,
                     "source": part.corpus.describe(),
-                    "filters": [{"kind": type(one).__name__, **record(one)} for one in part.filters],
+                    "filters": [describe_filter(one) for one in part.filters],
                 }
                 for name, part in zip(self.names, self.parts, strict=True)
             ],

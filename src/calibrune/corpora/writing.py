@@ -84,8 +84,10 @@ class Writer:
             texts = [journal.read(key, request.prompt) for key, request in zip(keys, batch, strict=True)]
             new = None in texts
             if new:
-                texts = list(self.write(batch))
-                journal.append({key: text for key, text in zip(keys, texts, strict=True) if text is not None})
+                written = dict(zip(keys, self.write(batch), strict=True))
+                journal.append(written)
+                # what was there already, or came from another process meanwhile, is what every later run will read
+                texts = [journal.read(key, of.prompt) or written[key] for key, of in zip(keys, batch, strict=True)]
             yield Written([(of, text) for of, text in zip(batch, texts, strict=True) if text is not None], new)
 
     def in_flight(self, requests: Iterable[Request], at_once: int, journal: Journal) -> Iterator[Written]:

@@ -7,12 +7,13 @@ scale them) is done here too, without a line about it.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -24,6 +25,9 @@ LOGITS_BYTES = 64 * 2**20
 """Logits held at a time, in bytes of float32, unless told otherwise."""
 
 
+_SCORING = threading.RLock()
+"""Held while a model is scored, for that changes it: other threads wait."""
+
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """Logits [batch, seq, vocab] and targets [batch, seq] in; a number or a few for each position out."""
 
@@ -33,7 +37,8 @@ def token_log_likelihoods(
 ) -> Float[Tensor, "batch seq-1"]:
     """log p(token t | tokens before t) in float32, for every token but the first.
 
-    Runs in evaluation mode, without gradients and without a cache; leaves the model as it found it.
+    Runs in evaluation mode, without gradients and without a cache; leaves the model as it found it. Threads that score
+    take turns; one that calls the model itself meanwhile gets what the model says.
 
     Args:
         model: a causal language model; on whatever device it is, the ids follow.
@@ -66,7 +71,7 @@ def _scored(
 ) -> Float[Tensor, "batch seq-1 *values"]:
     input_ids = input_ids.to(model.device)
     positions_at_a_time = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
-    with _evaluating(model):
+    with _SCORING, evaluating(model):
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             return _one_by_one(model, input_ids, reduce)
         return torch.cat(
@@ -100,6 +105,67 @@ def text_log_likelihoods(
                 result[index] = values[: len(texts_ids[index]) - 1].clone()
             bar.update(len(batch))
     return result
+
+
+@torch.no_grad()
+def target_log_likelihoods(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    places: Int[Tensor, "tokens 2"],
+    targets: Sequence[tuple[int, int]],
+    *,
+    logits_bytes: int = LOGITS_BYTES,
+) -> tuple[Float[Tensor, "_"], Bool[Tensor, "_"]]:
+    """log p(token) in float32 at a few places of one forward, and whether the token is the likeliest there; on the CPU.
+
+    Logits are made for these places alone, as many at a time as `logits_bytes` holds.
+
+    Args:
+        inputs: what the model's forward is called with; `input_ids` [batch, seq] at least.
+        places: row and column in `input_ids`; what follows there is predicted.
+        targets: (index into `places`, token id), in the order of the indices; a place may be asked for many tokens.
+    """
+    asked = torch.tensor([index for index, _ in targets], dtype=torch.long, device=model.device)
+    tokens = torch.tensor([token for _, token in targets], dtype=torch.long, device=model.device)
+    rows, columns = places.to(model.device).unbind(1)
+    size = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
+    scores, likeliest = [], []
+    with _SCORING, evaluating(model):
+        for start, logits in _logits_at(model, inputs, rows, columns, size):
+            here = (asked >= start) & (asked < start + len(logits))
+            index, token = asked[here] - start, tokens[here]
+            logits = logits.float()
+            scores.append(logits[index, token] - logits.logsumexp(-1)[index])
+            likeliest.append(logits.argmax(-1)[index] == token)
+    return torch.cat(scores).cpu(), torch.cat(likeliest).cpu()
+
+
+def _logits_at(
+    model: PreTrainedModel, inputs: Mapping[str, Any], rows: Tensor, columns: Tensor, size: int
+) -> Iterator[tuple[int, Float[Tensor, "tokens vocab"]]]:
+    """Logits of `size` places at a time, and where in the list of places each portion starts."""
+    chunks = [slice(start, start + size) for start in range(0, len(rows), size)]
+    arguments = {"use_cache": "past_key_values" in inputs, "return_dict": True, **inputs}
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    with _recording(_bodies(model)) as recorded:
+        logits = model(**arguments, **({"logits_to_keep": 1} if keeps else {})).logits
+    if not keeps or not recorded:
+        if keeps:
+            logits = model(**arguments).logits
+        yield from ((chunk.start, logits[rows[chunk], columns[chunk]]) for chunk in chunks)
+        return
+    del logits
+    alone = {"input_ids": inputs["input_ids"][:1, :1], "use_cache": False, "return_dict": True}
+    for chunk in chunks:
+        # the places as one sequence: a head looks at each position by itself
+        narrowed = {body: _only(output, rows[chunk], columns[chunk]) for body, output in recorded.items()}
+        with _replaying(narrowed):
+            yield chunk.start, model(**alone).logits[0]
+
+
+def _only(output: Any, rows: Tensor, columns: Tensor) -> Any:
+    """What a body returned, with the hidden states of these places alone."""
+    return type(output)(last_hidden_state=output[0][rows, columns][None])
 
 
 def batch_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -180,11 +246,13 @@ def _bodies(model: PreTrainedModel) -> set[nn.Module]:
 
 @contextmanager
 def _recording(bodies: set[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """Collect `{body: its output}` for those of the bodies that are called."""
+    """Collect `{body: its output}` for those of the bodies that are called in this thread."""
     recorded: dict[nn.Module, Any] = {}
+    here = threading.get_ident()
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
-        recorded[module] = output
+        if threading.get_ident() == here:
+            recorded[module] = output
 
     hooks = [body.register_forward_hook(record) for body in bodies]
     try:
@@ -196,16 +264,17 @@ def _recording(bodies: set[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 @contextmanager
 def _replaying(recorded: dict[nn.Module, Any]) -> Iterator[None]:
-    """Make each of the modules return its recorded output instead of running."""
+    """Make each of the modules return its recorded output instead of running, to this thread alone."""
+    here = threading.get_ident()
 
-    def returning(output: Any) -> Callable[..., Any]:
-        return lambda *args, **kwargs: output
+    def returning(output: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: output if threading.get_ident() == here else own(*args, **kwargs)
 
     # in vars where something (a quantizer, a device map) put a forward of its own on this one module
     replaced = {module: vars(module).get("forward") for module in recorded}
     try:
         for module, output in recorded.items():
-            module.forward = returning(output)
+            module.forward = returning(output, module.forward)
         yield
     finally:
         for module, forward in replaced.items():
@@ -216,7 +285,8 @@ def _replaying(recorded: dict[nn.Module, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside; afterwards the model is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite, isnan, sqrt
 from statistics import stdev
 from typing import Any
 
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.proxies import PROXIES, Context, PerSample, Proxy
+from calibrune.proxies.proxy import check_scorable
 from calibrune.settings import nearest
 
 CRITERION = "min_k_plus_plus"
@@ -16,6 +17,9 @@ CRITERION = "min_k_plus_plus"
 
 OWN_SAMPLES = "selfgen:drop_highest=0:among=1"
 """The SPEC of the model's own samples: the study's decoding, nothing filtered."""
+
+RECORD = "compare.json"
+"""What a comparison leaves in its folder: every number."""
 
 REPEATS = 0.2
 """A share of repeated runs of tokens from which on a set is warned of: prose at 2,048 tokens has a few hundredths."""
@@ -55,9 +59,16 @@ def measure(name: str, data: CalibrationSet, context: Context, proxies: Mapping[
 
 
 def of_one_size(sets: Sequence[CalibrationSet]) -> list[CalibrationSet]:
-    """The sets cut to as many samples, and as many tokens in each, as all have: several proxies grow with the size."""
+    """The sets cut to as many samples, and as many tokens in each, as all have: several proxies grow with the size.
+
+    Raises:
+        CalibrationError: a sample has no token that could be scored.
+    """
     n, length = min(one.n_samples for one in sets), min(one.seq_len for one in sets)
-    return [_cut(one.take(n), length) for one in sets]
+    cut = [_cut(one.take(n), length) for one in sets]
+    for one in cut:
+        check_scorable(one)
+    return cut
 
 
 def check_criterion(by: str) -> None:
@@ -92,7 +103,13 @@ def _cut(one: CalibrationSet, length: int) -> CalibrationSet:
     if one.seq_len == length:
         return one
     part_of = {"n_samples": one.n_samples, "seq_len": one.seq_len, "fingerprint": one.fingerprint}
-    return CalibrationSet(one.input_ids[:, :length], one.manifest | {"part_of": part_of})
+    stale = {"real_tokens"}
+    if any(len(names) > 1 for names in one.manifest.get("document_ids", ())):
+        # nobody recorded where in a sample one document ends and the next begins
+        stale |= {"document_ids", "text_sha256", "contamination"}
+    manifest = {key: value for key, value in one.manifest.items() if key not in stale} | {"part_of": part_of}
+    mask = one.attention_mask
+    return CalibrationSet(one.input_ids[:, :length], manifest, None if mask is None else mask[:, :length])
 
 
 def _key(value: float, sign: int) -> tuple[bool, float]:
@@ -137,6 +154,11 @@ def _cautions(ordered: Sequence[Measured], by: str) -> list[str]:
         agree = likeliest.name == ordered[0].name
         said.insert(
             0, f"Perplexity says {'the same' if agree else f'otherwise: {likeliest.name} is the most likely text'}."
+        )
+    if unknown := [one.name for one in ordered if isnan(one.values.get("effective_documents", 0.0))]:
+        said.append(
+            f"No effective_documents of {', '.join(unknown)}: the documents are not recorded, or samples of several "
+            f"were cut shorter, and nothing says which of them are left."
         )
     for one in ordered:
         if (share := one.values.get("repetition", 0.0)) > REPEATS:

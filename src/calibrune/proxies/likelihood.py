@@ -1,5 +1,6 @@
 """How likely the model finds a set, and whether that looks like text that the model was trained on."""
 
+from math import isnan, nan
 from statistics import mean, median
 from typing import ClassVar
 
@@ -23,13 +24,13 @@ class Perplexity:
     )
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
-        """The median: a few wild samples do not move it."""
-        return median(self.per_sample(data, context))
+        """The median: a few wild samples do not move it; nan where one is."""
+        values = self.per_sample(data, context)
+        return nan if any(map(isnan, values)) else median(values)
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """exp of the mean negative log-likelihood of each sample."""
-        log_p = context.moments(data)[..., 0].double()
-        return [float(value) for value in log_p.mean(dim=1).neg().exp()]
+        return [float(moments[:, 0].double().mean().neg().exp()) for moments in context.moments(data)]
 
 
 @settings
@@ -48,7 +49,7 @@ class MinK:
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """The score of each sample, in nats."""
-        return _mean_of_lowest(context.moments(data)[..., 0], self.k)
+        return [_mean_of_lowest(moments[:, 0], self.k) for moments in context.moments(data)]
 
 
 @settings
@@ -73,13 +74,18 @@ class MinKPlusPlus:
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """The score of each sample, in standard deviations."""
-        log_p, mu, sigma = context.moments(data).unbind(dim=-1)
-        # where the model is certain, nothing else could have come and the deviation is 0
-        return _mean_of_lowest((log_p - mu) / sigma.clamp(min=1e-4), self.k)
+        return [_mean_of_lowest(_standardized(moments), self.k) for moments in context.moments(data)]
 
 
-def _mean_of_lowest(scores: Float[Tensor, "batch seq"], share: float) -> list[float]:
-    """The mean of the lowest `share` of every row, at least of one."""
-    n = max(1, int(share * scores.shape[1]))
-    lowest = scores.double().topk(n, dim=1, largest=False).values
-    return [float(value) for value in lowest.mean(dim=1)]
+def _standardized(moments: Float[Tensor, "seq 3"]) -> Float[Tensor, "seq"]:
+    log_p, mu, sigma = moments.unbind(dim=-1)
+    # where the model is certain, nothing else could have come and the deviation is 0
+    return (log_p - mu) / sigma.clamp(min=1e-4)
+
+
+def _mean_of_lowest(scores: Float[Tensor, "seq"], share: float) -> float:
+    """The mean of the lowest `share` of the scores, at least of one; nan where one of all is."""
+    if scores.isnan().any():
+        return nan  # which topk takes for the highest
+    n = max(1, int(share * len(scores)))
+    return float(scores.double().topk(n, largest=False).values.mean())

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from calibrune.activations import InputNorm, stream_blocks
 from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.errors import CalibrationError
 from calibrune.lm.likelihood import token_moments
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 from calibrune.progress import track
 
 Better = Literal["higher", "lower", "unknown"]
 
-FORMAT = 1
+FORMAT = 2
 """Counts changes of what is measured with the model, so that an old measurement is not taken for a new one."""
 
 
@@ -41,24 +43,32 @@ class Context:
         """Text that the model wrote itself: what other sets are held against."""
         return self._make_own()
 
-    def moments(self, data: CalibrationSet) -> Float[Tensor, "batch seq 3"]:
-        """log p of every token but the first of each sample, its mean and standard deviation; on the CPU."""
+    def moments(self, data: CalibrationSet) -> Sequence[Float[Tensor, "_ 3"]]:
+        """Of each sample, log p of every real token but the first, its mean and standard deviation; on the CPU.
+
+        Raises:
+            CalibrationError: a sample has no token that could be scored.
+        """
+        check_scorable(data)
 
         def measure() -> dict[str, Tensor]:
-            samples = track(torch.split(data.input_ids, 1), "scoring the samples", unit="sample")
-            return {"moments": torch.cat([token_moments(self.lm.model, sample).cpu() for sample in samples])}
+            samples = track(data.samples, "scoring the samples", unit="sample")
+            return {"moments": torch.cat([token_moments(self.lm.model, ids[None])[0].cpu() for ids in samples])}
 
-        return self._kept("moments", data, measure)["moments"]
+        kept = self._kept("moments", data, measure)["moments"]
+        return torch.split(kept, [len(ids) - 1 for ids in data.samples])
 
     def input_rms(self, data: CalibrationSet) -> dict[str, Float[Tensor, "in"]]:
         """Root of the mean square of every input channel, by layer; layers with one input share it, and are one.
 
-        Experts that saw no token are left out.
+        Padding does not count. Experts that saw no token are left out.
         """
 
         def measure() -> dict[str, Tensor]:
             found: dict[str, Tensor] = {}
-            for block in stream_blocks(self.lm.model, data.input_ids, [InputNorm], propagate="dense"):
+            for block in stream_blocks(
+                self.lm.model, data.input_ids, [InputNorm], propagate="dense", attention_mask=data.attention_mask
+            ):
                 seen = set()
                 for inputs in block.layers:
                     norm = inputs.stats[InputNorm]
@@ -86,9 +96,12 @@ class Context:
             return kept
         measured = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{id(measured):x}.unfinished")
-        save_file({name: tensor.contiguous().clone() for name, tensor in measured.items()}, unfinished)
-        unfinished.replace(file)
+        unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
+        try:
+            save_file({name: tensor.contiguous().clone() for name, tensor in measured.items()}, unfinished)
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return measured
 
 
@@ -111,6 +124,16 @@ class PerSample(Protocol):
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """One number a sample, in their order."""
+
+
+def check_scorable(data: CalibrationSet) -> None:
+    """Raise `CalibrationError` if a sample has fewer than two real tokens: the model is asked for all but the first."""
+    if short := [i for i, ids in enumerate(data.samples) if len(ids) < 2]:
+        raise CalibrationError(
+            f"{len(short)} of the {data.n_samples} samples of the calibration set {data.fingerprint} (the first is "
+            f"number {short[0] + 1}) have fewer than 2 real tokens, too few to score: use windows=packed, or longer "
+            f"documents"
+        )
 
 
 def _read(file: Path) -> dict[str, Tensor] | None:

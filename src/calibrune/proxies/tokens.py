@@ -17,7 +17,11 @@ from calibrune.settings import settings
 
 @settings
 class Repetition:
-    """Share of the runs of tokens of a sample that stood there before (counted as in Rae et al., 2021)."""
+    """Share of the runs of tokens of a sample that stood there before.
+
+    Rae et al. (2021, arXiv 2112.11446) look for the same otherwise: they count the characters in the most frequent run
+    of 2 to 4 words, and in repeated runs of 5 to 10.
+    """
 
     better: ClassVar[Better] = "lower"
     founded: ClassVar[str] = "loops fill samples with copies and have a low perplexity; no study of pruning measures it"
@@ -31,7 +35,7 @@ class Repetition:
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """The share of each sample."""
-        return [repeated_share(sample, self.run_tokens) for sample in data.input_ids.tolist()]
+        return [repeated_share(ids.tolist(), self.run_tokens) for ids in data.samples]
 
 
 @settings
@@ -47,7 +51,7 @@ class Compression:
 
     def per_sample(self, data: CalibrationSet, context: Context) -> list[float]:
         """The ratio of each sample."""
-        return [compression_ratio(context.lm.tokenizer.decode(sample)) for sample in data.input_ids]
+        return [compression_ratio(context.lm.tokenizer.decode(ids)) for ids in data.samples]
 
 
 @settings
@@ -59,7 +63,7 @@ class VocabularyCoverage:
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """Different tokens of the set by tokens of the vocabulary."""
-        return len(torch.unique(data.input_ids)) / context.lm.vocab_size
+        return len(torch.unique(_tokens(data))) / context.lm.vocab_size
 
 
 @settings
@@ -71,8 +75,8 @@ class OwnVocabulary:
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """In [0, 1]."""
-        own = torch.unique(context.own.input_ids)
-        return float(torch.isin(own, torch.unique(data.input_ids)).double().mean())
+        own = torch.unique(_tokens(context.own))
+        return float(torch.isin(own, _tokens(data)).double().mean())
 
 
 @settings
@@ -90,7 +94,7 @@ class TokenDivergence:
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
         """The divergence; 0 for the same frequencies."""
-        p, q = _frequencies(data.input_ids, context.own.input_ids, self.smoothing)
+        p, q = _frequencies(_tokens(data), _tokens(context.own), self.smoothing)
         middle = (p + q) / 2
         return max(0.0, _entropy(middle) - (_entropy(p) + _entropy(q)) / 2) / log(2)
 
@@ -106,21 +110,26 @@ class EffectiveDocuments:
     founded: ClassVar[str] = "plausible: a few long documents are a narrow sample; not measured for pruning"
 
     def measure(self, data: CalibrationSet, context: Context) -> float:
-        """At least 1; nan for tokens of one's own, whose documents are not known."""
+        """At least 1; nan where they are not known: for tokens of one's own, or samples of several that were cut."""
         tokens: dict[str, float] = {}
-        for names in data.manifest.get("document_ids", ()):
+        for names, ids in zip(data.manifest.get("document_ids", ()), data.samples, strict=False):
             for name in names:
-                tokens[name] = tokens.get(name, 0.0) + 1 / len(names)
+                tokens[name] = tokens.get(name, 0.0) + len(ids) / len(names)
         shares = [n / sum(tokens.values()) for n in tokens.values()]
         return exp(-sum(share * log(share) for share in shares)) if shares else nan
 
 
+def _tokens(data: CalibrationSet) -> Int[Tensor, "_"]:
+    """All of a set but padding, in one row."""
+    return torch.cat(data.samples)
+
+
 def _frequencies(
-    one: Int[Tensor, "batch seq"], other: Int[Tensor, "n_other seq_other"], smoothing: float
+    one: Int[Tensor, "_"], other: Int[Tensor, "_"], smoothing: float
 ) -> tuple[Float[Tensor, "vocab"], Float[Tensor, "vocab"]]:
     """How frequent each token that occurs in either is in both."""
     size = 1 + int(max(one.max(), other.max()))
-    counts = [torch.bincount(ids.flatten(), minlength=size).double() for ids in (one, other)]
+    counts = [torch.bincount(ids, minlength=size).double() for ids in (one, other)]
     occurs = (counts[0] + counts[1]) > 0
     p, q = (count[occurs] + smoothing for count in counts)
     return p / p.sum(), q / q.sum()

@@ -5,6 +5,15 @@ from typing import Any
 
 from calibrune.errors import ConfigError
 
+PAGE = ("jinja2", "altair", "vl_convert")
+"""What a page with pictures needs."""
+
+
+def check_page_extras() -> None:
+    """Raise `ConfigError` unless all is installed that a page needs: before hours of work, not after them."""
+    for name in PAGE:
+        import_extra(name)
+
 
 def import_extra(name: str) -> Any:
     """The module `name`, or an error that says how to install it."""

@@ -30,6 +30,20 @@ def text(what: str, found: Mapping[str, Any], *, every_layer: bool = False) -> s
     return show(found, every_layer=every_layer)
 
 
+def check_asked(
+    *, model: str | None, layers: bool, picture: Path | None, samples: int | None, seq_len: int | None
+) -> None:
+    """Raise `ConfigError` where options of `inspect` were given that would have no effect."""
+    if model is not None and (layers or picture is not None):
+        given = "--layers" if layers else "--picture"
+        raise ConfigError(f"{given} shows a checkpoint or a model, but --model measures a set, which has no layers")
+    if model is None and (samples is not None or seq_len is not None):
+        given = "--samples" if samples is not None else "--seq-len"
+        raise ConfigError(f"{given} is for a set that is measured: name the model with --model, or leave {given} out")
+    if picture is not None:
+        check_picture(picture)
+
+
 def check_picture(path: Path) -> None:
     """Raise `ConfigError` unless the name says which kind of picture it is to be."""
     if path.suffix not in PICTURES:

@@ -19,7 +19,7 @@ def set_text(manifest: Mapping[str, Any]) -> str:
     """A calibration set: its name and size, and how it came to be."""
     dropped = manifest.get("dropped") or {}
     source = manifest["source"]
-    parts = {f"part {i}": _facts(part["source"]) for i, part in enumerate(source.get("parts", ()), 1)}
+    parts = {f"part {i}": _part(part) for i, part in enumerate(source.get("parts", ()), 1)}
     about = {
         "source": _facts({key: value for key, value in source.items() if key != "parts"}),
         **parts,
@@ -85,11 +85,20 @@ def scores_text(scores: Sequence[Score]) -> str:
     rows = [[s.protocol["dataset"], s.metric, s.value, s.stderr, s.n] for s in scores]
     protocols: dict[str, str] = {}
     for score in scores:
-        said = {key: value for key, value in score.protocol.items() if key not in ("dataset", "source", "average")}
+        said = {key: value for key, value in score.protocol.items() if key not in _IN_JSON_ONLY}
         protocols[score.protocol["dataset"]] = _facts(said, first="protocol")
+        if tasks := score.protocol.get("tasks"):
+            protocols[score.protocol["dataset"]] += f"; {len(tasks)} tasks, each in --json"
         if note := score.protocol["source"].get("note"):
             protocols[score.protocol["dataset"]] += f". {note}"
-    return "\n".join([Table(["text", "metric", "value", "std. error", "n"], rows).text(), "", *_named(protocols)])
+    column = "task" if all("harness" in score.protocol for score in scores) else "text"
+    return "\n".join([Table([column, "metric", "value", "std. error", "n"], rows).text(), "", *_named(protocols)])
+
+
+_IN_JSON_ONLY = (
+    *("dataset", "source", "average", "tasks", "documents", "requests_sha256", "metric_key", "metric_keys", "preset"),
+)
+"""What is too long, or said already."""
 
 
 def choices_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,6 +114,12 @@ def choices_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
         }
         lines += _named(groups, indent="    ")
     return "\n".join(lines)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """Of a mixture: what it is of, how much it weighs, and what only its own documents meet."""
+    said = f"{_facts(part['source'])}; weight={_shown(part.get('weight', 1.0))}"
+    return "; ".join([said, *(_facts(one) for one in part.get("filters") or ())])
 
 
 def _calibration(manifest: Mapping[str, Any] | None) -> str:

@@ -156,6 +156,18 @@ def test_a_refusal_is_told_at_once_in_the_servers_words(server):
     assert len(server.bodies) == 1
 
 
+def test_a_refusal_under_way_keeps_what_is_finished_and_says_so(server, cache):
+    expected = list(writer(server).documents())
+    for file in cache.rglob("*.jsonl"):
+        file.unlink()
+    server.faults = [""] * 6 + ["401"] * 20
+    with pytest.raises(RunError, match=r"\(401: .*\), though it took others before; finished texts are kept"):
+        list(writer(server).documents())
+    assert 0 < len(lines(cache)) < 10
+    server.faults.clear()
+    assert list(writer(server).documents()) == expected
+
+
 def test_a_server_that_is_not_there_is_one_sentence(server):
     gone = SelfGeneration(model=LM, engine=CompletionsServer(url="http://127.0.0.1:1/v1", retries=1, backoff=0.001))
     with pytest.raises(RunError, match="no usable answer for 'models' in 2 attempts"):

@@ -1,6 +1,7 @@
 """vLLM is not run here: a stand-in with the names that are used shows what it is called with, and no more."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,6 +74,23 @@ def test_settings_seeds_and_ids_reach_vllm_and_its_tokens_come_back(tmp_path, mo
     assert corpus.describe()["engine"] == "vllm 0.0-stand-in"
     assert list(corpus.documents()) == documents
     assert len(stand_in.loaded) == 1  # read back: vLLM is not even loaded
+
+
+@pytest.mark.parametrize("revision", [None, "0123abc"])
+@pytest.mark.parametrize("own_code", [True, False])
+def test_vllm_loads_the_very_revision_and_its_code_only_where_it_runs_here(revision, own_code, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBRUNE_CACHE", str(tmp_path))
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    lm = tiny_lm(adds_bos=True)
+    lm = replace(lm, source=lm.source | ({"revision": revision} if revision else {}))
+    if own_code:
+        kind = type(lm.model)
+        lm.model.__class__ = type(kind.__name__, (kind,), {"__module__": "transformers_modules.org.name"})
+    next(SelfGeneration(model=lm, engine=VLLM(), max_new_tokens=3, n_texts=1).documents())
+    (loaded,) = stand_in.loaded
+    assert (loaded["revision"], loaded["tokenizer_revision"]) == (revision, revision)
+    assert loaded["trust_remote_code"] is own_code
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch):

@@ -2,7 +2,7 @@
 
 from calibrune.calibration.filters.contamination import ContaminationFilter
 from calibrune.calibration.filters.duplicates import DuplicateFilter
-from calibrune.calibration.filters.filter import Filter, Remark
+from calibrune.calibration.filters.filter import Filter, Remark, describe_filter
 from calibrune.calibration.filters.language import LanguageFilter
 from calibrune.calibration.filters.length import LengthFilter
 from calibrune.calibration.filters.perplexity import PerplexityFilter
@@ -28,4 +28,5 @@ __all__ = [
     "PerplexityFilter",
     "Remark",
     "RepetitionFilter",
+    "describe_filter",
 ]

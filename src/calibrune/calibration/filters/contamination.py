@@ -7,8 +7,8 @@ model writes itself can hold evaluation text too, where the model has learned it
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import cache, cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -57,10 +57,12 @@ class ContaminationFilter:
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The files of each evaluation set, by its name: the folder of a file in a folder's folder, else the file's.
 
+        Where two sets have one name, each gets the folders before it that tell them apart: mmlu/test, arc/test.
+
         Raises:
             CorpusError: there is no such file, or a folder has none that can be read.
         """
-        found: dict[str, list[Path]] = {}
+        found: dict[Path, dict[Path, None]] = {}
         for path in (path.expanduser() for path in self.paths):
             if path.is_dir():
                 inside = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(ENDINGS)]
@@ -72,16 +74,19 @@ class ContaminationFilter:
                     raise CorpusError(f"{path} cannot be read as evaluation text; give one of {', '.join(ENDINGS)}")
                 inside = [path]
             for file in inside:
-                name = file.name.partition(".")[0] if file.parent == path or file == path else file.parent.name
-                found.setdefault(name, []).append(file)
-        return {name: tuple(files) for name, files in found.items()}
+                alone = file.parent == path or file == path
+                place = file.with_name(file.name.partition(".")[0] or file.name) if alone else file.parent
+                found.setdefault(place.absolute(), {})[file.absolute()] = None
+        return {name: tuple(files) for name, files in zip(_names(list(found)), found.values(), strict=True)}
 
     def describe(self) -> dict[str, Any]:
-        """The settings, and every file of evaluation text by name and SHA-256 (never by its folder)."""
-        hashes = {name: {file.name: sha256_of(file)[:16] for file in files} for name, files in self.files.items()}
+        """The settings, and the SHA-256 of every file; of folders no more than tells files apart."""
         return {
             "kind": type(self).__name__,
-            "evals": hashes,
+            "evals": {
+                name: {under: sha256_of(file)[:16] for under, file in zip(_names(files), files, strict=True)}
+                for name, files in self.files.items()
+            },
             "contaminated": self.contaminated,
             "overlap_words": self.overlap_words,
         }
@@ -89,21 +94,37 @@ class ContaminationFilter:
     def keep(self, documents: Iterable[Document], dropped: Counter[str]) -> Iterator[Document]:
         """Yield the documents that share nothing (all, where contaminated ones are to be kept)."""
         for document in documents:
-            shared = self.remark(document) if self.contaminated == "drop" else None
+            shared = self._shared(document) if self.contaminated == "drop" else None
             if shared:
                 dropped[f"shares {self.overlap_words} words in a row with {max(shared, key=shared.__getitem__)}"] += 1
             else:
                 yield document
 
     def remark(self, document: Document) -> dict[str, int] | None:
-        """How many different runs of words the document shares with each evaluation set; None: none with any."""
+        """How many different runs of words the document shares with each evaluation set; None: none with any.
+
+        Where contaminated documents are dropped, one that stayed shares none: it is not looked up again.
+        """
+        return (self._shared(document) or None) if self.contaminated == "keep" else None
+
+    def _shared(self, document: Document) -> dict[str, int]:
         own = _runs(document.text, self.overlap_words)
         shared = {name: _n_shared(own, runs) for name, runs in self._evaluations.items()}
-        return {name: n for name, n in shared.items() if n} or None
+        return {name: n for name, n in shared.items() if n}
 
     @cached_property
     def _evaluations(self) -> dict[str, Runs]:
         return {name: _runs_of_files(files, self.overlap_words) for name, files in self.files.items()}
+
+
+def _names(places: Sequence[Path], parts: int = 1) -> list[str]:
+    """Each path by its last name, and where two have the same, by as many more as tell them apart."""
+    names = ["/".join(place.parts[-parts:]) for place in places]
+    again = {name for name in names if names.count(name) > 1}
+    if not again:
+        return names
+    longer = iter(_names([place for place, name in zip(places, names, strict=True) if name in again], parts + 1))
+    return [next(longer) if name in again else name for name in names]
 
 
 @cache
@@ -154,6 +175,6 @@ def _n_shared(few: Runs, many: Runs) -> int:
     return int((many[places[inside]] == few[inside]).sum())
 
 
-@cache
+@lru_cache(maxsize=1 << 18)
 def _number(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

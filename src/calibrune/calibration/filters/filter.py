@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
 
 from calibrune.corpora.document import Document
@@ -33,6 +34,14 @@ class Remark(Protocol):
         """What the manifest should say of this document, as JSON; None: nothing."""
 
 
+def describe_filter(one: Filter) -> dict[str, Any]:
+    """A filter's own record where it has one, else its kind and its settings."""
+    if hasattr(one, "describe"):
+        own: dict[str, Any] = one.describe()
+        return own
+    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
+
+
 def import_filter_library(module: str, package: str, extra: str = "filters") -> Any:
     """A library of an extra, or `ConfigError` that says how to install it."""
     try:
@@ -40,11 +49,16 @@ def import_filter_library(module: str, package: str, extra: str = "filters") -> 
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise ConfigError(
-            f"this filter needs {package}, which is not installed: pip install 'calibrune[{extra}]'"
-        ) from None
+        raise _not_installed(package, extra) from None
 
 
-def library(package: str) -> str:
-    """Name and version of a library whose version can change what is filtered."""
-    return f"{package} {version(package)}"
+def library(package: str, extra: str = "filters") -> str:
+    """Name and version of a library whose version can change what is filtered; `ConfigError` where it is missing."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        raise _not_installed(package, extra) from None
+
+
+def _not_installed(package: str, extra: str) -> ConfigError:
+    return ConfigError(f"this filter needs {package}, which is not installed: pip install 'calibrune[{extra}]'")

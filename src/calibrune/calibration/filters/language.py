@@ -32,7 +32,7 @@ class LanguageFilter:
 
     def describe(self) -> dict[str, Any]:
         """The settings, and the version of the library: another one may see another language."""
-        return {"kind": type(self).__name__, **asdict(self), "library": library(PACKAGE)}
+        return {"kind": type(self).__name__, **asdict(self), "library": library(PACKAGE, "language")}
 
     def keep(self, documents: Iterable[Document], dropped: Counter[str]) -> Iterator[Document]:
         """Yield the documents in the language.

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
-from calibrune.calibration.filters import FILTERS, Filter, PerplexityFilter
+from calibrune.calibration.filters import FILTERS, Filter, PerplexityFilter, describe_filter
 from calibrune.calibration.scores import DocumentScorer
 from calibrune.errors import ConfigError
 from calibrune.lm.loading import LanguageModel, load_model
@@ -50,6 +51,7 @@ def filters_of(source: str, options: dict[str, Any]) -> list[Callable[[LanguageM
             if isinstance(filter, PerplexityFilter):
                 made.append(_scoring(filter, source, scoring, options))
             else:
+                describe_filter(filter)  # a library or file that is missing is told before the model is loaded
                 made.append(_always_filter(filter))
             continue
         idle = [*scoring, *(key for key, value in asked.items() if key not in off and value != defaults(kind)[key])]
@@ -86,17 +88,35 @@ def _scoring(
     asked.pop("prefix", None)
     if prefix not in ("excluded", "included"):
         raise ConfigError(f"prefix cannot be {prefix!r}; choose one of: excluded, included")
+    if source != "selfgen" and prefix == "included":
+        raise ConfigError(f"prefix=included does nothing for {source!r}, whose texts have no prompt: leave it out")
     if source == "selfgen" and prefix == "excluded":
         prompts = options.get("prompts", "random")
+        if prompts == "chat":
+            raise ConfigError(
+                f"{next(iter(scoring))} has chats scored anew, which cannot leave out the template's tokens as the "
+                f"recorded perplexities do: add prefix=included to count them, or leave it out"
+            )
         lengths = {"bos": 0, "random": 1}
         asked.setdefault("skip_tokens", lengths.get(prompts, options.get("prefix_tokens", 2)))
 
     def made(lm: LanguageModel) -> Filter:
-        model = lm if by is None else load_model(str(by), device=str(lm.model.device))
+        model = lm if by is None else _loaded(str(by), str(lm.model.device))
         scorer = DocumentScorer(model=model, own_tokens=by is None, **asked)
         return replace(filter, scorer=scorer, rescore=source == "selfgen")
 
     return made
+
+
+_LOADED: WeakValueDictionary[tuple[str, str], LanguageModel] = WeakValueDictionary()
+
+
+def _loaded(name: str, device: str) -> LanguageModel:
+    """The model that scores, loaded once for all parts of a mixture, and held no longer than they need it."""
+    model = _LOADED.get((name, device))
+    if model is None:
+        model = _LOADED[name, device] = load_model(name, device=device)
+    return model
 
 
 def filter_options(source: str) -> dict[str, dict[str, Any]]:

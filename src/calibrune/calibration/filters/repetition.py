@@ -13,7 +13,10 @@ from calibrune.settings import settings
 
 
 def repeated_share(items: Sequence[Hashable], n: int) -> float:
-    """Of all runs of `n` items, the share that stood there before (Rae et al., 2021, arXiv 2112.11446, count alike).
+    """Of all runs of `n` items, the share that stood there before.
+
+    Rae et al. (2021, arXiv 2112.11446) count otherwise: the characters in the most frequent run (of 2 to 4 words) and
+    in repeated runs (of 5 to 10); their bounds are none for this share.
 
     0 where there are fewer than two runs.
 

@@ -43,6 +43,7 @@ class Client:
     def __init__(self, url: str, key: str | None, *, retries: int, backoff: float, timeout: float) -> None:
         self._url, self._key = url.rstrip("/"), key
         self._retries, self._backoff, self._timeout = retries, backoff, timeout
+        self._has_written = False
         self._opener = urllib.request.build_opener(_NoRedirects)
         # pauses spread, so that requests that failed together do not come back together
         self._jitter = random.Random(seed_for(0, "retries"))
@@ -55,10 +56,12 @@ class Client:
         """Send JSON to a path.
 
         Raises:
-            ConfigError: the server refuses the request; it would do so again.
-            RunError: the server gives no answer that is of use, however often it is asked.
+            ConfigError: the server refuses the very first request; it would do so again.
+            RunError: the server gives no answer that is of use, however often it is asked, or none any more.
         """
-        return self._patiently(path, json.dumps(body).encode(), read)
+        answer = self._patiently(path, json.dumps(body).encode(), read)
+        self._has_written = True
+        return answer
 
     def _patiently(self, path: str, body: bytes | None, read: Callable[[Any], T]) -> T:
         for attempt in range(self._retries + 1):
@@ -68,10 +71,14 @@ class Client:
             except urllib.error.HTTPError as error:
                 said = self._said(error)
                 if error.code not in PASSING:
-                    raise ConfigError(
-                        f"the server at {self._url} refuses the request for {path!r} ({error.code}: {said}); "
-                        f"check its address, key and model, and what it allows"
-                    ) from None
+                    refused = f"the server at {self._url} refuses the request for {path!r} ({error.code}: {said})"
+                    check = "check its address, key and model, and what it allows"
+                    if self._has_written:
+                        raise RunError(
+                            f"{refused}, though it took others before; finished texts are kept: {check}, and start the "
+                            f"same command again"
+                        ) from None
+                    raise ConfigError(f"{refused}; {check}") from None
                 pause = max(pause, _wanted_pause(error.headers.get("Retry-After")))
                 why = f"{error.code}: {said}"
             except (OSError, HTTPException) as error:  # refused, cut, timed out

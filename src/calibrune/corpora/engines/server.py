@@ -7,7 +7,6 @@ its own.
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -72,7 +71,6 @@ class _Session:
         self._to, self._model = to, model
         key = os.environ.get(KEY_VARIABLE)
         self._client = Client(to.url, key, retries=to.retries, backoff=to.backoff, timeout=to.timeout)
-        self._here = threading.Lock()  # the model here scores one text at a time
         self._compared = False
 
     @property
@@ -170,8 +168,7 @@ class _Session:
 
     def _scored(self, text: GeneratedText) -> GeneratedText:
         """The text with the log-probabilities of the model here."""
-        with self._here:
-            values = token_log_likelihoods(self._model.model, torch.tensor([text.token_ids]))[0]
+        values = token_log_likelihoods(self._model.model, torch.tensor([text.token_ids]))[0]
         scores = tuple(values[text.prompt_length - 1 :].double().tolist())
         return GeneratedText(text.token_ids, text.prompt_length, scores, text.finished)
 

@@ -83,13 +83,23 @@ class _Session:
 
     @cached_property
     def _llm(self) -> Any:
+        revision = self._model.source.get("revision")
         return self._vllm.LLM(
             model=self._model.model.name_or_path,
+            revision=revision,
+            tokenizer_revision=revision,
+            trust_remote_code=_runs_its_own_code(self._model),
             dtype=self._model.source["dtype"],
             tensor_parallel_size=self._asked.tensor_parallel,
             gpu_memory_utilization=self._asked.gpu_memory,
             logprobs_mode="raw_logprobs",  # the model's own, before temperature and penalties
         )
+
+
+def _runs_its_own_code(model: LanguageModel) -> bool:
+    """Whether code that came with the checkpoint is running here, which somebody has allowed then."""
+    kinds = (type(model.model), type(model.model.config), type(model.tokenizer))
+    return any(kind.__module__.startswith("transformers_modules.") for kind in kinds)
 
 
 def _text(prompt: Sequence[int], output: Any) -> GeneratedText:
