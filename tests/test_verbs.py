@@ -48,7 +48,7 @@ def test_another_request_has_another_key(place, tmp_path, change):
 
 def test_what_is_recorded_is_enough_to_ask_again(place, tmp_path):
     manifest = prune(place, tmp_path / "out", method="magnitude:group=row")
-    assert manifest["request"]["pruner"] == {"name": "magnitude", "group": "row"}
+    assert manifest["request"]["pruner"] == {"name": "magnitude", "group": "row", "select": "rank"}
     assert manifest["request"]["pattern"] == "0.5"
     assert manifest["calibration"] is None
     assert verbs.inspect(str(tmp_path / "out")) == ("pruned checkpoint", json.loads(json.dumps(manifest)))
