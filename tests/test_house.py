@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "calibrune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = ("errors", "seeds", "patterns", "settings", "progress")
+GROUND = ("errors", "seeds", "patterns", "settings", "durable", "progress")
 """The ground that all rooms stand on: of ours, a module of it imports `errors` at most."""
 
 ROOMS = (

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from calibrune import __version__
 from calibrune.calibration.calibration_set import TOKENS_FILE
+from calibrune.durable import is_running
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
@@ -165,18 +166,8 @@ def _sweep(out: Path) -> None:
     """Remove what earlier runs to the same place, killed or failed, left beside it."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):
         ours = (left / UNFINISHED).is_file() or (left / MANIFEST).is_file()
-        if ours and not _is_running(left.name.rpartition("-")[2]):
+        if ours and not is_running(left.name.rpartition("-")[2]):
             shutil.rmtree(left)
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return int(pid) != os.getpid()
 
 
 def _write(

@@ -24,6 +24,7 @@ from calibrune.calibration.spec import (
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
+from calibrune.durable import to_json, write_whole
 from calibrune.errors import ConfigError
 from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
@@ -48,7 +49,6 @@ from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, check_pattern,
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
 from calibrune.report.extras import check_page_extras
-from calibrune.report.page import write_json
 from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
 
@@ -241,7 +241,7 @@ def compare(specs: Sequence[str], *, out: Path, by: str = CRITERION, **asked: An
     check_criterion(by)
     found = quality(specs, by=by, **asked)
     comparison_page(found).write(out / "compare.html")
-    write_json(found, out / RECORD)
+    write_whole(out / RECORD, f"{to_json(found)}\n".encode())
     return found
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.mixture import turns_of
+from calibrune.durable import is_running
 from calibrune.errors import CalibrationError, OutputError
 
 if TYPE_CHECKING:
@@ -239,18 +240,8 @@ def _sweep(folder: Path) -> None:
     """Remove what killed runs that wrote the same set left beside it."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
         pid = left.name.removesuffix(".partial").rpartition(".")[2]
-        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
+        if pid.isdecimal() and not is_running(pid):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def check_length(seq_len: int, context_length: int | None) -> None:

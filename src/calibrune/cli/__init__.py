@@ -4,7 +4,6 @@ Exit status: 0 done; 2 a request that cannot be met (nothing was written); 1 a f
 """
 
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -332,9 +331,9 @@ def _complain(error: BaseException | str, status: int) -> int:
 
 
 def _print_json(value: Any) -> None:
-    from calibrune.report.page import finite
+    from calibrune.durable import to_json
 
-    typer.echo(json.dumps(finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
+    typer.echo(to_json(value))
 
 
 # they register their verbs

@@ -52,9 +52,8 @@ def evaluate(
     from dataclasses import asdict
 
     from calibrune import verbs
-    from calibrune.evaluation.finished import check_writable, write_atomically
+    from calibrune.durable import check_writable, to_json, write_whole
     from calibrune.report import terminal
-    from calibrune.report.page import finite
 
     usual = "" if tasks else "wikitext2,alpaca" if data else "python-docs"
     names = [name for name in (perplexity or usual).split(",") if name or not tasks]
@@ -77,7 +76,7 @@ def evaluate(
     )
     found = {"model": model, "scores": [asdict(score) for score in scores]}
     if out is not None:
-        write_atomically(out, finite(found))
+        write_whole(out, f"{to_json(found)}\n".encode())
     if as_json:
         return _print_json(found)
     typer.echo(terminal.scores_text(scores))

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from calibrune import __version__
+from calibrune.durable import write_whole
 from calibrune.errors import ConfigError
 from calibrune.patterns import percent
 from calibrune.report import terminal
 from calibrune.report.extras import import_extra
 from calibrune.report.layers import Layer, by_kind, kind, one_by_one, remarks
-from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, write_whole
+from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture
 from calibrune.report.plots import LayerPanel, layer_charts
 
 PICTURES = (".svg", ".png", ".html")

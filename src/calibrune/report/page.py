@@ -1,15 +1,12 @@
 """A report as one HTML file: it opens offline, asks nobody for anything, and prints well."""
 
-import json
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from calibrune.errors import ConfigError, OutputError
+from calibrune.durable import write_whole
+from calibrune.errors import ConfigError
 from calibrune.report.extras import import_extra
 from calibrune.report.tables import Table
 
@@ -122,43 +119,3 @@ class Page:
             OutputError: the file cannot be written.
         """
         write_whole(path, self.html().encode())
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write a record beside a page, whole or not at all; inf and nan, which JSON does not know, become null.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    text = json.dumps(finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False)
-    write_whole(path, f"{text}\n".encode())
-
-
-def finite(value: Any) -> Any:
-    """The value with None for inf and nan."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; an older one is replaced.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-            file.write(content)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
-    try:
-        # a temporary file is its owner's alone; a report is for others too
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        Path(file.name).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error
