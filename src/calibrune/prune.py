@@ -1,10 +1,9 @@
 """The main job: engine + pruner + allocation -> a pruned model and a report of every layer."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, s
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
-from calibrune.lm.layout import decoder_blocks, n_parameters
+from calibrune.lm.layout import DecoderBlock, decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
+from calibrune.lm.weights import loaded_blocks, names_in_blocks
 from calibrune.patterns import SparsityPattern, parse_target, percent
 from calibrune.pruners import ChecksPattern, Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
 
@@ -97,6 +97,8 @@ def prune_model(
     propagate: Propagate = "pruned",
     batch_tokens: int = BATCH_TOKENS,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
+    already: Sequence[LayerReport] = (),
+    after_block: Callable[[DecoderBlock, Sequence[LayerReport]], None] | None = None,
 ) -> PruneReport:
     """Prune the linear layers of a causal language model's decoder blocks, in place, front to back.
 
@@ -118,6 +120,8 @@ def prune_model(
         batch_tokens: tokens that go through a block at once: memory against speed; changes results by rounding only.
         min_expert_tokens: an expert that saw fewer calibration tokens is pruned by magnitude within its rows, and the
             report says so; 0: never.
+        already: the reports of the first blocks, whole ones, where their weights are pruned: it goes on after them.
+        after_block: called with each block and its reports as soon as its weights are final.
 
     Raises:
         CalibruneError: the request cannot be met; the model is untouched. An error under way says which layer, and
@@ -139,7 +143,7 @@ def prune_model(
         allocation = allocation.allocate(model, data, target, batch_tokens=batch_tokens)
     _check_layers(model, allocation, pruner)
     start = time.perf_counter()
-    reports: list[LayerReport] = []
+    reports = list(already)
     blocks = stream_blocks(
         model,
         data.input_ids if data else None,
@@ -147,6 +151,7 @@ def prune_model(
         propagate=propagate,
         batch_tokens=batch_tokens,
         attention_mask=data.attention_mask if data else None,
+        start=len({report.block for report in already}),
         description=f"pruning ({type(pruner).__name__}, {percent(target)})",
     )
     with _saying_how_far(reports):
@@ -160,6 +165,8 @@ def prune_model(
                 error = _output_error(inputs, pruned) if pruner.requires else None
                 inputs.layer.replace_weight(pruned.weight)
                 reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
+            if after_block is not None:
+                after_block(block.block, [report for report in reports if report.block == block.block.index])
     return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
 
 
@@ -213,10 +220,16 @@ def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation, pruner
 
 def _check_weights(model: PreTrainedModel) -> None:
     """All weights are numbers, those of norms and embeddings too: before anything is run."""
-    layers = ((layer.name, layer.weight) for block in decoder_blocks(model) for layer in block.layers)
-    others = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    for name, weight in chain(layers, others):
-        if n := int((~torch.isfinite(weight)).sum()):
+    in_blocks = names_in_blocks(model)
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for block in loaded_blocks(model):
+            yield from ((layer.name, layer.weight) for layer in block.layers)
+            yield from block.module.named_parameters(prefix=block.name)
+        yield from ((name, parameter) for name, parameter in model.named_parameters() if name not in in_blocks)
+
+    for name, weight in weights():
+        if n := int((~torch.isfinite(weight.detach())).sum()):
             raise ModelError(
                 f"{n} of {weight.numel()} weights of {name} are NaN or infinite; the checkpoint is damaged, or "
                 f"overflowed in half precision: get it anew, or load it in float32"

