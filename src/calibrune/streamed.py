@@ -70,7 +70,7 @@ def prune_streamed(
         assert journal.allocation is not None
         if request.propagate == "pruned":
             store.written |= journal.written
-        store.forget()
+        store.release()
         propagate: Propagate = "pruned" if request.propagate == "pruned" else "dense"
         report = prune_model(
             lm.model,
@@ -85,7 +85,7 @@ def prune_streamed(
             after_block=lambda block, reports: journal.add(block, reports),
         )
         store.written |= journal.written
-        store.forget()
+        store.release()
         manifest = _finish(lm, report, request, journal, masks)
         (journal.folder / JOURNAL).unlink()
         give_name(journal.folder, out.resolve())
@@ -148,9 +148,10 @@ class _Journal:
         }
         _write_tensors(tensors, path)
         files = dict.fromkeys(tensors, path)
-        back = Shards(files).read(files)
-        if different := [name for name, tensor in tensors.items() if not torch.equal(tensor, back[name])]:
-            raise RunError(f"{different[0]} does not read back from {str(path)!r} as it was written; check the disk")
+        shards = Shards(files)
+        for name, tensor in tensors.items():  # one by one: a second block need not fit in memory
+            if not torch.equal(tensor, shards.read([name])[name]):
+                raise RunError(f"{name} does not read back from {str(path)!r} as it was written; check the disk")
         self.written |= files
         line = {"block": block.index, "file": path.name, "sha256": sha256_of(path), "names": list(tensors)}
         self._append(line | {"layers": [asdict(report) for report in reports]})

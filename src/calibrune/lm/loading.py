@@ -156,7 +156,9 @@ def load_streamed(
         if getattr(config, "quantization_config", None):
             raise ValueError("it is quantized, and only plain weights are read block by block")
         if not isinstance(kind, torch.dtype):
-            kind = config.dtype or next(dtype for dtype, _ in shards.headers.values() if dtype.is_floating_point)
+            kind = config.dtype or next(
+                header.dtype for header in shards.headers.values() if header.dtype.is_floating_point
+            )
         with empty_parameters():
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
         if (Path(place) / "generation_config.json").is_file():

@@ -5,13 +5,14 @@ weights when it is called, the one before gives its memory back, and the one aft
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,25 +74,46 @@ class Shards:
             by_file.setdefault(self.files[name], []).append(name)
         for path, inside in by_file.items():
             with _opened(path) as file:
-                # a copy: what is mapped from the file would stay in memory with it
-                found |= {name: file.get_tensor(name).clone() for name in inside}
+                for name in inside:
+                    tensor = file.get_tensor(name)
+                    # what is mapped from the file would stay in memory with all of it
+                    found[name] = tensor if _READS else tensor.clone()
         return found
 
     @cached_property
-    def headers(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of each tensor, from the heads of the files."""
-        found = {}
+    def headers(self) -> dict[str, "Header"]:
+        """Where and what each tensor is, from the heads of the files."""
+        found: dict[str, Header] = {}
         for path in sorted(set(self.files.values())):
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118  (no mapping)
-                    part = file.get_slice(name)
-                    found[name] = (_DTYPES.get(part.get_dtype(), torch.uint8), tuple(part.get_shape()))
+            found |= {name: header for name, header in _headers(path).items() if self.files.get(name) == path}
         return found
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Ask the system to have these tensors at hand soon, in its cache of files and not in our memory."""
+        if not hasattr(os, "posix_fadvise"):  # macOS, Windows
+            return
+        for name in names:
+            header = self.headers[name]
+            handle = os.open(self.files[name], os.O_RDONLY)
+            try:
+                os.posix_fadvise(handle, header.start, header.nbytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(handle)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(path.stat().st_size for path in set(self.files.values()))
+
+
+class Header(NamedTuple):
+    """What a file says of one of its tensors."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """Of its bytes in the file."""
+    nbytes: int
 
 
 class BlockStore:
@@ -110,8 +132,6 @@ class BlockStore:
         self._dtype, self._device = model.dtype, device
         self._source, self._keys = source, source_keys(model, source)
         self._loaded: int | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
         for block in self._blocks:
             _reads_itself(block.module, self, block.index)
 
@@ -120,12 +140,10 @@ class BlockStore:
         if self._loaded == index:
             return
         self.release()
-        was_read_ahead = self._ahead is not None and self._ahead[0] == index
-        tensors = self._ahead[1].result() if self._ahead and was_read_ahead else self._read(index)
-        _put(self._blocks[index], tensors, self._device)
+        _put(self._blocks[index], self._tensors(self._names(index)), self._device)
         self._loaded = index
-        after = (index + 1) % len(self._blocks)
-        self._ahead = (after, self._reader.submit(self._read, after))
+        after = self._names((index + 1) % len(self._blocks))
+        self._source.read_ahead(self._keys[name] for name in after if name not in self.written)
 
     def release(self) -> None:
         """Give back the memory of the block that is loaded."""
@@ -135,20 +153,13 @@ class BlockStore:
             _put(block, empty, torch.device("meta"))
             self._loaded = None
 
-    def forget(self) -> None:
-        """Read all anew from now on: what is in memory may not be what is on disk."""
-        self.release()
-        if self._ahead is not None:
-            self._ahead[1].cancel()
-        self._ahead = None
-
     def tensor(self, name: str) -> Tensor:
         """A parameter of a block, read from disk."""
         return self._tensors([name])[name]
 
-    def _read(self, index: int) -> dict[str, Tensor]:
+    def _names(self, index: int) -> list[str]:
         block = self._blocks[index]
-        return self._tensors([name for name, _ in block.module.named_parameters(prefix=block.name)])
+        return [name for name, _ in block.module.named_parameters(prefix=block.name)]
 
     def _tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
         files = {name: self.written[name] for name in names if name in self.written}
@@ -211,7 +222,7 @@ def source_keys(model: PreTrainedModel, source: Shards) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         candidates = (name, name.removeprefix(prefix), prefix + name)
         key = next((renamed[key] for key in candidates if key in renamed), None)
-        if key is None or source.headers[key][1] != tuple(parameter.shape):
+        if key is None or source.headers[key].shape != tuple(parameter.shape):
             raise ModelError(
                 f"{name} {tuple(parameter.shape)} of {type(model).__name__} is not in the checkpoint as it is in the "
                 f"model, so its blocks cannot be read one by one; prune it in memory (--no-stream)"
@@ -252,6 +263,10 @@ def empty_parameters() -> Iterator[None]:
 _STORES: "WeakKeyDictionary[PreTrainedModel, BlockStore]" = WeakKeyDictionary()
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Of the format; a tensor of any other is no weight that we prune."""
+
+_READS = {"backend": "pread"} if "backend" in signature(safe_open).parameters else {}
+"""How safetensors is told to read a file, and not to map it (from 0.8 on)."""
 
 
 def _reads_itself(module: nn.Module, store: BlockStore, index: int) -> None:
@@ -271,10 +286,25 @@ def _put(block: DecoderBlock, tensors: dict[str, Tensor], device: torch.device) 
         block.module.get_submodule(path)._parameters[last] = nn.Parameter(tensor.to(device), requires_grad=False)
 
 
+def _headers(path: Path) -> dict[str, Header]:
+    """The head of a safetensors file: the length of a JSON object in eight bytes, and the object."""
+    with _opened(path):
+        pass  # safetensors has looked at it: the head is whole, and the places are inside the file
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    return {
+        name: Header(_DTYPES.get(one["dtype"], torch.uint8), tuple(one["shape"]), 8 + length + start, end - start)
+        for name, one in entries.items()
+        if name != "__metadata__"
+        for start, end in [one["data_offsets"]]
+    }
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", **_READS) as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{str(path)!r} cannot be read ({error}); get it anew") from error
