@@ -392,6 +392,7 @@ BAD_REQUESTS = [
     ((*PRUNE, "--sparsity", "2:5"), "divisible by 5"),
     # names
     ((*NOBODY, "--method", "wnada"), "did you mean 'wanda'?"),
+    ((*NOBODY, "--method", "owl"), "use --allocation owl"),
     ((*NOBODY, "--method", "wanda:power=2"), "power"),
     ((*NOBODY, "--method", "magnitude:group=column"), "column"),
     ((*NOBODY, "--method", "magnitude:group=[row"), "cannot be read"),

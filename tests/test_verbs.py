@@ -90,7 +90,8 @@ def test_windows_are_as_long_as_asked_for_or_as_the_context(place):
 
 
 def test_every_table_is_listed_whole_and_as_json():
-    assert verbs.known("methods").keys() == PRUNERS.keys()
+    shared_out = {f"--allocation {name}" for name in ALLOCATORS if name != "uniform"}
+    assert verbs.known("methods").keys() == PRUNERS.keys() | shared_out
     assert verbs.known("allocators").keys() == ALLOCATORS.keys()
     assert verbs.known("sources").keys() >= SOURCES.keys()
     for what in verbs.LISTS:

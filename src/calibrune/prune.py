@@ -16,7 +16,7 @@ from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, s
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
-from calibrune.lm.layout import DecoderBlock, decoder_blocks, n_parameters
+from calibrune.lm.layout import Coverage, DecoderBlock, decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.lm.weights import loaded_blocks, names_in_blocks
 from calibrune.patterns import SparsityPattern, parse_target, percent
@@ -65,6 +65,8 @@ class PruneReport:
     parameters: int
     """Of the whole model, tied ones once."""
     seconds: float
+    covered: Coverage
+    """How much of the decoder blocks was pruned, and what was not."""
 
     @property
     def prunable(self) -> int:
@@ -84,7 +86,11 @@ class PruneReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON, with its totals."""
         totals = {"sparsity": self.sparsity, "coverage": self.coverage, "prunable": self.prunable}
-        return totals | asdict(self)
+        record = asdict(self)
+        covered = record.pop("covered")
+        return totals | {"decoder_coverage": self.covered.share} | record | {
+            "skipped": covered["skipped"], "unsplit": covered["unsplit"]
+        }  # fmt: skip
 
 
 def prune_model(
@@ -119,7 +125,7 @@ def prune_model(
             unpruned ones give; one pass instead of two, and no rounding is amplified from block to block.
         batch_tokens: tokens that go through a block at once: memory against speed; changes results by rounding only.
         min_expert_tokens: an expert that saw fewer calibration tokens is pruned by magnitude within its rows, and the
-            report says so; 0: never.
+            report says so; 0: only one that saw none.
         already: the reports of the first blocks, whole ones, where their weights are pruned: it goes on after them.
         after_block: called with each block and its reports as soon as its weights are final.
 
@@ -128,6 +134,7 @@ def prune_model(
             how many were pruned before it.
     """
     pruner = Wanda() if pruner is None else pruner
+    _check_kinds(pruner, allocation)
     target = parse_target(pattern)
     if propagate not in ("pruned", "dense"):
         raise ConfigError(f"propagate must be 'pruned' or 'dense', got {propagate!r}")
@@ -135,9 +142,9 @@ def prune_model(
         raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
     if min_expert_tokens < 0:
         raise ConfigError(f"min_expert_tokens must be 0 or more, got {min_expert_tokens}")
-    check_pattern(pruner, target)
-    _check_weights(model)
     allocation = Uniform() if allocation is None else allocation
+    check_pattern(pruner, target, allocation)
+    _check_weights(model)
     data = _calibration(model, calibration, pruner, allocation)
     if not isinstance(allocation, SparsityAllocation):
         allocation = allocation.allocate(model, data, target, batch_tokens=batch_tokens)
@@ -167,7 +174,12 @@ def prune_model(
                 reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
             if after_block is not None:
                 after_block(block.block, [report for report in reports if report.block == block.block.index])
-    return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
+    return PruneReport(
+        layers=tuple(reports),
+        parameters=n_parameters(model),
+        seconds=time.perf_counter() - start,
+        covered=Coverage.of(decoder_blocks(model)),
+    )
 
 
 def needs_data(pruner: Pruner, allocation: Allocator | SparsityAllocation) -> str | None:
@@ -175,10 +187,25 @@ def needs_data(pruner: Pruner, allocation: Allocator | SparsityAllocation) -> st
     return next((type(one).__name__ for one in (pruner, allocation) if getattr(one, "requires", ())), None)
 
 
-def check_pattern(pruner: Pruner, pattern: SparsityPattern) -> None:
-    """Raise `ConfigError` where a method cannot give a pattern, before hours of calibration."""
-    if isinstance(pruner, ChecksPattern):
-        pruner.check_pattern(pattern)
+def check_pattern(
+    pruner: Pruner, pattern: SparsityPattern, allocation: Allocator | SparsityAllocation | None = None
+) -> None:
+    """Raise `ConfigError` where a method, or an allocator, cannot give a pattern, before hours of calibration."""
+    asked: tuple[object, ...] = (pruner, allocation)
+    for one in asked:
+        if isinstance(one, ChecksPattern):
+            one.check_pattern(pattern)
+
+
+def _check_kinds(pruner: object, allocation: object) -> None:
+    """Raise `ConfigError` where a name or a class was given for an object."""
+    if isinstance(pruner, type) or not isinstance(pruner, Pruner):
+        raise ConfigError(f"pruner must be a method's object, such as Wanda() or PRUNERS['wanda'](), got {pruner!r}")
+    is_object = isinstance(allocation, Allocator | SparsityAllocation) and not isinstance(allocation, type)
+    if allocation is not None and not is_object:
+        raise ConfigError(
+            f"allocation must be an allocator's object, such as OWL(), or a SparsityAllocation, got {allocation!r}"
+        )
 
 
 def _calibration(
@@ -253,9 +280,11 @@ def _saying_how_far(pruned: Sequence[LayerReport]) -> Iterator[None]:
 def _fallback(inputs: LayerInputs, min_tokens: int) -> str | None:
     """Why an expert is not pruned with the method that was asked for; None where it is."""
     seen = inputs.stats.tokens
-    if inputs.layer.expert is None or seen is None or seen >= min_tokens:
+    # of one that saw nothing no method knows anything, whatever was asked for
+    least = max(min_tokens, 1)
+    if inputs.layer.expert is None or seen is None or seen >= least:
         return None
-    return f"magnitude within rows: {seen} calibration tokens were routed to it, fewer than {min_tokens}"
+    return f"magnitude within rows: {seen} calibration tokens were routed to it, fewer than {least}"
 
 
 def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
@@ -277,7 +306,8 @@ def _check_pruned(pruned: PrunedWeight, weight: Tensor) -> None:
             f"layer of {tuple(weight.shape)}; both must have the layer's shape"
         )
     if not pruned.weight.isfinite().all():
-        raise RunError("the method returned weights that are NaN or infinite; prune in float32, or mend the method")
+        how = "look for inputs that are far too large" if weight.dtype == torch.float32 else "prune in float32"
+        raise RunError(f"the method returned weights that are NaN or infinite; {how}, or mend the method")
     if (pruned.weight[~pruned.mask] != 0).any():
         raise RunError("the method returned weights that are not zero where its mask is False; mend the method")
 

@@ -74,10 +74,12 @@ def prune(
     check_free(out)
     pattern = parse_target(sparsity)
     method_name, method_options = parse_spec(method)
+    if method_name in ALLOCATORS:
+        raise ConfigError(f"{method_name!r} is no method but shares the sparsity out: use --allocation {method_name}")
     pruner = choose(PRUNERS, "method", method_name, method_options)
     allocator_name, allocator_options = parse_spec(allocation)
     allocator = choose(ALLOCATORS, "allocator", allocator_name, allocator_options)
-    check_pattern(pruner, pattern)
+    check_pattern(pruner, pattern, allocator)
     _check_choice("propagate", propagate, get_args(Propagate))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(calibration, n_samples=samples, seq_len=seq_len, seed=seed)
@@ -310,7 +312,8 @@ LISTS = ("methods", "allocators", "sources", "texts", "tasks", "models")
 def known(what: str) -> dict[str, dict[str, Any]]:
     """What there is to choose from: by name, a summary, and options with their defaults by what they are about."""
     if what == "methods":
-        return {name: _described(kind) for name, kind in PRUNERS.items()}
+        shared_out = {f"--allocation {name}": one for name, one in known("allocators").items() if name != "uniform"}
+        return {name: _described(kind) for name, kind in PRUNERS.items()} | shared_out
     if what == "allocators":
         return {name: _described(kind) for name, kind in ALLOCATORS.items()}
     if what == "sources":

@@ -172,6 +172,11 @@ def _add_by_sequence(name: str, stats: LayerStats, seq_len: int, mask: Bool[Tens
 def _check_finite(model: PreTrainedModel, stats: dict[str, LayerStats]) -> None:
     """Raise `RunError` at the first layer, in the order of the calls, whose inputs are not numbers, and say why."""
     for name, layer_stats in stats.items():
+        if layer_stats[InputPeak].vanishes:
+            raise RunError(
+                f"the inputs of {name} are so small on the calibration data (below 1e-18) that their squares are 0 in "
+                f"float32, and no method could tell them apart; look for weights that are far too small"
+            )
         if not (broken := layer_stats[InputPeak].broken):
             continue
         weights = ((key, value) for key, value in model.named_parameters() if not value.is_meta)
@@ -180,7 +185,10 @@ def _check_finite(model: PreTrainedModel, stats: dict[str, LayerStats]) -> None:
         if damaged:
             why = f"so does {damaged}: the checkpoint is damaged, get it anew"
         elif dtype == "float32":
-            why = "no weight does: the model overflows even float32, so look for weights that are far too large"
+            why = (
+                "no weight does: something in the model makes them, or it overflows even float32; look for weights "
+                "that are far too large"
+            )
         else:
             why = f"no weight does, so {dtype} overflowed: load the model in float32"
         raise RunError(f"{broken} of the inputs of {name} hold NaN or infinity on the calibration data, and {why}")

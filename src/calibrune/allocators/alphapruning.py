@@ -47,10 +47,7 @@ class AlphaPruning:
         Raises:
             ConfigError: an N:M target, which leaves no ratio to choose; a block's sparsity leaves [0, 1).
         """
-        if isinstance(target, SemiStructured):
-            raise ConfigError(
-                f"AlphaPruning gives layers different ratios, which {target} does not allow; use a percentage"
-            )
+        self.check_pattern(target)
         blocks = decoder_blocks(model)
         alphas = [
             mean(hill_exponent(layer.weight) for layer in block.layers)
@@ -64,6 +61,13 @@ class AlphaPruning:
         sparsities = [scale * ratio for ratio in raw]
         return unstructured_by_block(blocks, sparsities, target, f"AlphaPruning with spread={self.spread:g}")
 
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for N:M, which leaves no ratio to choose."""
+        if isinstance(pattern, SemiStructured):
+            raise ConfigError(
+                f"AlphaPruning gives layers different ratios, which {pattern} does not allow; use a percentage"
+            )
+
 
 def hill_exponent(weight: Float[Tensor, "out in"]) -> float:
     """The power law's exponent of the upper half of the eigenvalues of W^T W, by Hill's estimator.
@@ -74,7 +78,8 @@ def hill_exponent(weight: Float[Tensor, "out in"]) -> float:
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     eigenvalues = torch.linalg.eigvalsh(gram.double()).clamp(min=0)
     n_tail = max(len(eigenvalues) // 2, 1)
-    threshold, tail = eigenvalues[-n_tail - 1], eigenvalues[-n_tail:]
+    tail = eigenvalues[-n_tail:]
+    threshold = eigenvalues[-n_tail - 1] if len(eigenvalues) > n_tail else tail[0]
     if threshold <= 0:
         tail = tail[tail > 0]
         threshold = tail.min() if len(tail) else threshold
