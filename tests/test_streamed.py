@@ -7,14 +7,19 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, random_ids, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from calibrune import verbs
+from calibrune.activations.kept import KeptActivations
 from calibrune.allocators import ALLOCATORS
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.checkpoint import MANIFEST, save_pruned
+from calibrune.cli import app
 from calibrune.errors import ModelError, OutputError, RunError
+from calibrune.lm import streaming
 from calibrune.lm.layout import decoder_blocks
-from calibrune.lm.loading import load_model, load_streamed, weights_fingerprint
+from calibrune.lm.loading import load_model, weights_fingerprint
+from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.lm.weights import loaded_blocks
 from calibrune.patterns import parse_target
 from calibrune.prune import prune_model
@@ -202,3 +207,76 @@ def test_a_disk_that_is_full_leaves_what_is_finished(saved, tmp_path, monkeypatc
         prune(folder, tmp_path / "b", stream=True)
     assert not (tmp_path / "b").exists()
     assert len(decoder_blocks(load_streamed(folder).model)) == 3
+
+
+@pytest.mark.parametrize("budget", [0, 3000])
+def test_activations_that_are_too_many_for_memory_are_kept_in_files(budget, saved, tmp_path, monkeypatch):
+    folder = saved()
+    prune(folder, tmp_path / "a", stream=False)
+    import calibrune.activations.stream as room
+
+    places = []
+
+    def kept(n, place):
+        places.append(place)
+        return KeptActivations(n, place, budget)
+
+    monkeypatch.setattr(room, "KeptActivations", kept)
+    monkeypatch.setattr(verbs, "BATCH_TOKENS", 16)
+    prune(folder, tmp_path / "b", stream=True)
+    assert places == [tmp_path / ".b.streaming"]
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_hidden_states_come_back_as_they_were_in_memory_and_from_files(tmp_path):
+    states = [torch.randn(2, 3, 4).to(torch.bfloat16) for _ in range(4)]
+    with KeptActivations(4, tmp_path, budget=100) as kept:
+        for i, state in enumerate(states):
+            assert kept[i] is None
+            kept[i] = state
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # two of 48 bytes fit in memory
+        for turn in (states, states[::-1]):
+            for i, state in enumerate(turn):
+                kept[i] = state
+                assert torch.equal(kept[i], state)
+    assert not list(tmp_path.iterdir())
+
+
+def command(folder, out, *more):
+    asked = ["--calibration", "random", "--samples", "4", "--seq-len", "16", *more]
+    return CliRunner().invoke(app, ["prune", str(folder), "--out", str(out), *asked])
+
+
+def test_the_command_line_prunes_block_by_block_where_the_model_does_not_fit(saved, tmp_path, monkeypatch):
+    folder = saved()
+    assert command(folder, tmp_path / "a", "--no-stream").exit_code == 0
+    monkeypatch.setattr(streaming, "available_memory", lambda device: 1000)
+    done = command(folder, tmp_path / "b")
+    assert done.exit_code == 0
+    assert "3 blocks are read, pruned and written one by one" in done.stderr
+    weights = [(tmp_path / name / MANIFEST).read_text().count('"name"') for name in "ab"]
+    assert weights[0] == weights[1]
+    a, b = (json.loads((tmp_path / name / MANIFEST).read_text()) for name in "ab")
+    assert (a["key"], a["weights"]) == (b["key"], b["weights"])
+
+
+def test_a_model_that_is_read_block_by_block_does_not_write_its_own_calibration_text(saved, tmp_path):
+    refused = CliRunner().invoke(app, ["prune", str(saved()), "--out", str(tmp_path / "out"), "--stream"])
+    assert refused.exit_code == 2
+    assert "make the set with `calibrune calibrate`" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_whether_a_model_fits_is_told_by_its_files_and_dtype(saved, monkeypatch):
+    folder = str(saved())
+    size = (saved() / "model.safetensors").stat().st_size
+    monkeypatch.setattr(streaming, "available_memory", lambda device: int(size * streaming.HEADROOM) + 1)
+    assert fits_in_memory(folder)
+    monkeypatch.setattr(streaming, "available_memory", lambda device: int(size * streaming.HEADROOM) - 1)
+    assert not fits_in_memory(folder)
+    monkeypatch.setattr(streaming, "available_memory", lambda device: None)
+    assert fits_in_memory(folder)
+
+
+def test_free_memory_is_known_here():
+    assert 1e8 < streaming.available_memory(torch.device("cpu")) < 1e14

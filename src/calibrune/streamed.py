@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,13 +19,15 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from calibrune.activations.kept import BUDGET
 from calibrune.activations.stream import Propagate
 from calibrune.allocators import Allocator, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.checkpoint import MASKS, PruneRequest, check_free, give_name, packed_masks, save_model, write_records
 from calibrune.errors import OutputError, RunError
-from calibrune.lm.layout import DecoderBlock, decoder_blocks
+from calibrune.lm.layout import DecoderBlock, decoder_blocks, n_parameters
 from calibrune.lm.loading import UNFINISHED, LanguageModel, sha256_of
 from calibrune.lm.weights import INDEX, SINGLE, Shards, names_in_blocks, source_keys, store_of
 from calibrune.patterns import parse_pattern, parse_target
@@ -62,6 +65,8 @@ def prune_streamed(
         raise ValueError("prune_streamed needs a model of load_streamed")
     with _unfinished(out.resolve()) as folder:
         journal = _Journal.read(folder, request.key, len(decoder_blocks(lm.model)))
+        store.scratch = folder
+        log.info("%s", plan(lm, calibration, request))
         if journal.allocation is None:
             made = allocation.allocate(
                 lm.model, calibration, parse_target(request.pattern), batch_tokens=request.batch_tokens
@@ -90,6 +95,47 @@ def prune_streamed(
         (journal.folder / JOURNAL).unlink()
         give_name(journal.folder, out.resolve())
     return manifest
+
+
+def plan(lm: LanguageModel, calibration: CalibrationSet | None, request: PruneRequest) -> str:
+    """What a streamed run will take, in a sentence: memory, disk and time; before it starts."""
+    model, blocks = lm.model, decoder_blocks(lm.model)
+    itemsize = model.dtype.itemsize
+    sizes = [sum(p.numel() for p in block.module.parameters()) for block in blocks]
+    resident = (n_parameters(model) - sum(sizes)) * itemsize
+    tokens = 0 if calibration is None else calibration.input_ids.numel()
+    activations = tokens * model.config.get_text_config().hidden_size * itemsize
+    memory = resident + max(sizes) * itemsize + min(activations, BUDGET)
+    disk = n_parameters(model) * itemsize + max(0, activations - BUDGET)
+    said = (
+        f"{len(blocks)} blocks are read, pruned and written one by one: some {_bytes(memory)} of memory and what the "
+        f"method gathers, {_bytes(disk)} of disk"
+    )
+    passes = 2 if request.propagate == "pruned" else 1
+    seconds = 2 * passes * tokens * sum(sizes) / _products_per_second(model)
+    return f"{said}, and for the passes through the model about {_duration(seconds)}" if tokens else said
+
+
+def _products_per_second(model: PreTrainedModel) -> float:
+    """Multiplications and additions per second of a matrix product like the model's, measured in a moment."""
+    width: int = model.config.get_text_config().hidden_size
+    a = torch.ones(1024, width, dtype=model.dtype, device=model.device)
+    b = torch.ones(width, width, dtype=model.dtype, device=model.device)
+    (a @ b).sum().item()
+    start, n = time.perf_counter(), 0
+    took = 0.0
+    while (took := time.perf_counter() - start) < 0.2:
+        (a @ b).sum().item()
+        n += 1
+    return 2.0 * n * a.numel() * b.shape[1] / took
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 @dataclass

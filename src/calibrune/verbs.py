@@ -18,6 +18,7 @@ from calibrune.calibration.spec import (
     is_finished,
     options_of,
     parse_spec,
+    parts_of,
     prepare_calibration,
     short_name,
 )
@@ -33,6 +34,7 @@ from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
+from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
 from calibrune.proxies.compare import (
@@ -51,6 +53,7 @@ from calibrune.report.comparison import comparison_page
 from calibrune.report.extras import check_page_extras
 from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
+from calibrune.streamed import prune_streamed
 
 
 def prune(
@@ -68,9 +71,13 @@ def prune(
     batch_tokens: int,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
     masks: bool = False,
+    stream: bool | None = None,
     **loading: Any,
 ) -> dict[str, Any]:
-    """Load, calibrate, prune, save; returns the manifest of the checkpoint. `loading` goes to `load_model`."""
+    """Load, calibrate, prune, save; returns the manifest of the checkpoint. `loading` goes to `load_model`.
+
+    `stream`: block by block from disk (`calibrune.streamed`); None: where the model would not fit in memory.
+    """
     check_free(out)
     pattern = parse_target(sparsity)
     method_name, method_options = parse_spec(method)
@@ -83,7 +90,19 @@ def prune(
     _check_choice("propagate", propagate, get_args(Propagate))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(calibration, n_samples=samples, seq_len=seq_len, seed=seed)
-    lm = load_model(model, **loading)
+    if stream is None:
+        fitting = {key: value for key, value in loading.items() if key != "trust_remote_code"}
+        stream = not fits_in_memory(model, **fitting)
+    if (
+        stream
+        and needs_data(pruner, allocator)
+        and any(parse_spec(part)[0] == "selfgen" for part in parts_of(calibration))
+    ):
+        raise ConfigError(
+            f"{calibration!r} is written by the model, which would be read from disk again for every token where it is "
+            f"pruned block by block; make the set with `calibrune calibrate` where the model fits, and give its folder"
+        )
+    lm = (load_streamed if stream else load_model)(model, **loading)
     check_allocatable(lm.model, pattern)
     data = calibrated(lm) if needs_data(pruner, allocator) else None
     weights = weights_fingerprint(lm.model)
@@ -91,6 +110,8 @@ def prune(
         lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,
         min_expert_tokens,
     )  # fmt: skip
+    if stream:
+        return prune_streamed(lm, data, pruner, request, out, allocation=allocator, masks=masks)
     report = prune_model(
         lm.model,
         data,

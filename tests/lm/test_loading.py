@@ -96,7 +96,7 @@ def test_the_dtype_is_the_checkpoints_own_unless_another_is_asked_for(folder):
 @pytest.mark.parametrize("dtype", ["float8", "int64", "float64", "", "nn"])
 def test_a_dtype_that_is_none_is_refused_before_anything_is_read(dtype):
     with pytest.raises(ConfigError, match="choose one of: auto, float32, bfloat16, float16") as caught:
-        loading._dtype(dtype)
+        loading.dtype_of(dtype)
     assert_one_sentence(caught)
 
 
@@ -313,7 +313,7 @@ def test_threads_that_want_the_same_gguf_convert_it_once(gguf, cache, monkeypatc
 
     def load() -> None:
         try:
-            found.append(loading._locate(str(gguf), None)[0])
+            found.append(loading.locate(str(gguf), None)[0])
         except BaseException as error:  # noqa: BLE001  (a thread's error is lost otherwise)
             errors.append(error)
 

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from calibrune.activations.kept import KeptActivations
 from calibrune.activations.replay import Hook, Replay
 from calibrune.activations.statistics import InputPeak, InputStatistic, LayerStats
 from calibrune.errors import ModelError, RunError
 from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
-from calibrune.lm.weights import load_block
+from calibrune.lm.weights import load_block, store_of
 from calibrune.progress import track
 
 Propagate = Literal["pruned", "dense"]
@@ -112,14 +113,30 @@ def _stream(
         lengths = [int(part.sum(dim=1).max()) for part in torch.split(mask, size)]
         masks = [part[:, :length] for part, length in zip(torch.split(mask, size), lengths, strict=True)]
         batches = [batch[:, :length] for batch, length in zip(batches, lengths, strict=True)]
+    store = store_of(model)
     # one buffer for the whole walk: each block's results overwrite what it was given
-    hidden: list[Tensor | None] = [None] * len(batches)
+    with KeptActivations(len(batches), store.scratch if store else None) as hidden:
+        yield from _walk(model, blocks, replay, batches, masks, hidden, requires, propagate, start, description)
 
+
+def _walk(
+    model: PreTrainedModel,
+    blocks: Sequence[DecoderBlock],
+    replay: Replay,
+    batches: Sequence[Int[Tensor, "batch seq"]],
+    masks: Sequence[Tensor | None],
+    hidden: KeptActivations,
+    requires: Sequence[type[InputStatistic]],
+    propagate: Propagate,
+    start: int,
+    description: str,
+) -> Iterator[BlockInputs]:
     def run(index: int, stats: dict[str, LayerStats], *, keep: bool) -> None:
         for i, (batch, real) in enumerate(zip(batches, masks, strict=True)):
             hooks = {name: _add_by_sequence(name, own, batch.shape[1], real) for name, own in stats.items()}
             stop_after = 0 if keep else len(hooks)
-            result = replay.run(index, batch, hidden[i], hooks, stop_after=stop_after, attention_mask=real)
+            before = None if index == 0 else hidden[i]
+            result = replay.run(index, batch, before, hooks, stop_after=stop_after, attention_mask=real)
             if keep:
                 hidden[i] = result
 

