@@ -76,6 +76,7 @@ def test_sign_flips_by_hand():
     # of eight ways to sign three differences, one is as high as what was seen, and one as low
     assert isclose(sign_flip_test([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], name="hand"), 2 / 8)
     assert sign_flip_test([1.0, 2.0], [1.0, 2.0], name="equal") == 1.0
+    assert sign_flip_test([1.0], [9.0], name="one") == 1.0
 
 
 def test_sign_flips_find_what_was_planted_and_nothing_else():

@@ -4,7 +4,7 @@ docs/statistics.md says which of these is for what. They rest on scipy (extra `s
 Numbers go in as plain sequences, none of them nan or infinite; what is not known is None, never 0.
 """
 
-from calibrune.uncertainty.estimate import CONFIDENCE, Estimate, bootstrap_interval, t_interval
+from calibrune.uncertainty.estimate import CONFIDENCE, Estimate, bootstrap_interval, check_installed, t_interval
 from calibrune.uncertainty.groups import SeedsAndItems, groups_differ, range_over_groups, seeds_and_items
 from calibrune.uncertainty.pairs import (
     Equivalence,
@@ -25,6 +25,7 @@ __all__ = [
     "McNemar",
     "SeedsAndItems",
     "bootstrap_interval",
+    "check_installed",
     "equivalence",
     "groups_differ",
     "holm",

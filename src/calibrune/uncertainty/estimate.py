@@ -134,6 +134,11 @@ def generator(seed: int, *label: str) -> Any:
     return np.random.default_rng(seed_for(seed, "uncertainty", *label))
 
 
+def check_installed() -> None:
+    """Raise `ConfigError` unless there is scipy: before hours of work, not after them."""
+    scipy("stats")
+
+
 def scipy(part: str) -> Any:
     """`scipy.stats`, ...; or an error that says how to install it."""
     try:

@@ -38,8 +38,8 @@ def sign_flip_test(a: Sequence[float], b: Sequence[float], *, name: str, seed: i
     Exact up to 13 pairs, whose signs are all tried; of more, `RESAMPLES` are drawn.
     """
     differences = np.asarray(differences_of(a, b))
-    if not differences.any():
-        return 1.0
+    if len(differences) < 2 or not differences.any():
+        return 1.0  # either way to sign a single one is as far from zero as the other
     found = scipy("stats").permutation_test(
         (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
         batch=max(1, CELLS // len(differences)), rng=generator(seed, "sign flips", name),
