@@ -84,7 +84,10 @@ def evaluation_page(evaluations: Sequence[Evaluation], found: Sequence[Compariso
                           f"{other.model} beside {reference.model}")
                      for other in others]  # fmt: skip
         sections += [Paragraph(text) for text in (HOW, *_left_out(evaluations))]
-    sections += [Heading("Scores"), Grid(_scores_table(evaluations), "Behind each value, its standard error.")]
+    sections += [
+        Heading("Scores"),
+        Grid(_scores_table(evaluations), "Behind a value, its standard error over the items."),
+    ]
     if not others:
         sections += list(_bars(reference.scores))
     sections += [Heading("How it was measured"), *_protocols(evaluations)]
