@@ -1,5 +1,6 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
 from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
-from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
+from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
 from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
@@ -54,6 +55,8 @@ from calibrune.report.extras import check_page_extras
 from calibrune.seeds import seed_for
 from calibrune.settings import choose, defaults, nearest, record
 from calibrune.streamed import prune_streamed
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -186,6 +189,9 @@ def evaluate(
     if requests:
         harness_version()
     lm = load_model(model, **loading)
+    if loading.get("dtype", "auto") == "auto" and not runs_well(lm.model.dtype, lm.model.device):
+        log.info("%s is slow on this %s: measured in float32", lm.source["dtype"], lm.model.device.type)
+        lm.model.float()
     texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
     scores = [score for text in texts for score in text.scores(lm, limit)]
     if requests:

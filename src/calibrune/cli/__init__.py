@@ -25,6 +25,7 @@ class Verbs(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         standalone = extra.pop("standalone_mode", True)
         extra["standalone_mode"] = False
+        extra["obj"] = list(sys.argv[1:] if args is None else args)
         try:
             status = super().main(args, *rest, **extra)
         except Exception as error:
