@@ -58,7 +58,7 @@ def test_what_is_shared_changes_nothing(kind, share, caplog):
     assert "cannot share" not in caplog.text or kind in NO_SHARING, caplog.text
 
 
-NO_SHARING = ("bloom", "falcon-rw")
+NO_SHARING = ("bloom", "falcon-rw", "mpt")
 """They tell positions by a bias that they make of a mask of rows and columns (ALiBi), and take no other mask."""
 
 
