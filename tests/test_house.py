@@ -21,7 +21,7 @@ GROUND = ("errors", "seeds", "patterns", "settings", "durable", "progress")
 
 ROOMS = (
     *GROUND, "lm", "corpora", "calibration", "activations", "proxies", "pruners", "allocators", "prune", "checkpoint",
-    "streamed", "uncertainty", "evaluation", "study", "report", "verbs", "demo", "cli",
+    "streamed", "uncertainty", "evaluation", "study", "report", "choices", "verbs", "demo", "cli",
 )  # fmt: skip
 
 

