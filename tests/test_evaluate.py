@@ -163,7 +163,8 @@ def test_a_page_of_one_model_has_its_scores_and_how_they_were_measured(here, tmp
     assert said.endswith(f"page: {tmp_path / 'one.html'}\n")
     html = (tmp_path / "one.html").read_text()
     assert "Scores of dense" in html
-    assert "± " in html
+    assert "perplexity" in html
+    assert "text_sha256" in html
     assert html.count("<details>") == 2
     assert "What differs" not in html
 

@@ -75,7 +75,7 @@ def test_windows_are_compared_wherever_their_perplexity_is_measured(at_a_time, m
     assert (kl.metric, kl.higher_is_better, top1.metric, top1.higher_is_better) == (KL, False, TOP1, True)
     assert kl.value > 1e-4
     assert top1.value < 1
-    assert kl.protocol["direction"] == "KL(against || model)"
+    assert kl.protocol["divergence"] == "KL(against || model), in nats a token"
     assert kl.protocol["text_sha256"] == protocol.score(pruned, TEXTS).protocol["text_sha256"]
 
 

@@ -7,7 +7,6 @@ time: a second pass would have to keep the first model's distributions, 400 MB f
 
 from collections.abc import Iterable
 from math import inf
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,12 +60,13 @@ def agreement(
     facts = {
         **chosen.describe(),
         **pieces.facts,
+        "divergence": "KL(against || model), in nats a token",
         "against": {**dense.source, "weights": weights_fingerprint(dense.model)},
     }
     # of a text there is one number here, whichever way its perplexity would be averaged
     facts.pop("average", None)
 
-    def score(column: int, metric: str, higher_is_better: bool, **more: Any) -> Score:
+    def score(column: int, metric: str, higher_is_better: bool) -> Score:
         found = TokenMean(tuple(float(row[:, column].sum()) for row in scored), tuple(map(len, scored)))
         error = pieces.standard_error(found.deviations)
         return Score(
@@ -76,13 +76,10 @@ def agreement(
             n=len(scored),
             higher_is_better=higher_is_better,
             items=found.items,
-            protocol={**facts, **more, "standard_error": error.how},
+            protocol={**facts, "standard_error": error.how},
         )
 
-    return (
-        score(0, KL, False, direction="KL(against || model)", unit="nats a token"),
-        score(1, TOP1, True),
-    )
+    return score(0, KL, False), score(1, TOP1, True)
 
 
 def kl_and_top1(
