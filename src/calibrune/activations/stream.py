@@ -123,7 +123,7 @@ def _walk(
     model: PreTrainedModel,
     blocks: Sequence[DecoderBlock],
     replay: Replay,
-    batches: Sequence[Int[Tensor, "batch seq"]],
+    batches: Sequence[Tensor],
     masks: Sequence[Tensor | None],
     hidden: KeptActivations,
     requires: Sequence[type[InputStatistic]],
