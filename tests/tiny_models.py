@@ -1,5 +1,6 @@
 """Random models of a few thousand weights, one of each kind that the tests need; and a tokenizer for them."""
 
+import copy
 from typing import Any
 
 import torch
@@ -202,7 +203,8 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 def from_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    # a copy: what a test changes in its model's config is no business of the next
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
