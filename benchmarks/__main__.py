@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, fidelity, generation, harness, methods, rounding, scale, whole
+from benchmarks import demo, fidelity, generation, harness, methods, peers, rounding, scale, whole
 from benchmarks.rows import save
 
 MEASUREMENTS = {
@@ -12,6 +12,7 @@ MEASUREMENTS = {
     "harness": harness.measure,
     "rounding": rounding.measure,
     "fidelity-masks": fidelity.measure,
+    "peers": peers.measure,
     "scale": scale.measure,
     "whole": whole.measure,
     **{name: partial(methods.measure, name) for name in methods.PLANS},
