@@ -3,13 +3,14 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, fidelity, generation, harness, methods, peers, rounding, scale, whole
+from benchmarks import demo, fidelity, generation, harness, large, methods, peers, rounding, scale, whole
 from benchmarks.rows import save
 
 MEASUREMENTS = {
     "demo": demo.measure,
     "generation": generation.measure,
     "harness": harness.measure,
+    "large": large.measure,
     "rounding": rounding.measure,
     "fidelity-masks": fidelity.measure,
     "peers": peers.measure,
