@@ -136,6 +136,7 @@ def prune_model(
     allocation = Uniform() if allocation is None else allocation
     data = _calibration(model, calibration, pruner, allocation)
     if not isinstance(allocation, SparsityAllocation):
+        check_pattern(allocation, target)
         allocation = allocation.allocate(model, data, target, batch_tokens=batch_tokens)
     _check_layers(model, allocation, pruner)
     start = time.perf_counter()
@@ -168,10 +169,10 @@ def needs_data(pruner: Pruner, allocation: Allocator | SparsityAllocation) -> st
     return next((type(one).__name__ for one in (pruner, allocation) if getattr(one, "requires", ())), None)
 
 
-def check_pattern(pruner: Pruner, pattern: SparsityPattern) -> None:
-    """Raise `ConfigError` where a method cannot give a pattern, before hours of calibration."""
-    if isinstance(pruner, ChecksPattern):
-        pruner.check_pattern(pattern)
+def check_pattern(method: Pruner | Allocator, pattern: SparsityPattern) -> None:
+    """Raise `ConfigError` where a method or an allocator cannot give a pattern, before hours of calibration."""
+    if isinstance(method, ChecksPattern):
+        method.check_pattern(pattern)
 
 
 def _calibration(

@@ -1,7 +1,7 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -27,10 +27,10 @@ from calibrune.corpora.named import NAMED
 from calibrune.durable import to_json, write_whole
 from calibrune.errors import ConfigError
 from calibrune.evaluation.harness import evaluate_tasks
-from calibrune.evaluation.perplexity import Bos, WindowPerplexity
+from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
-from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
+from calibrune.evaluation.texts import DATASETS, evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import SparsityPattern, parse_target
@@ -163,20 +163,11 @@ def evaluate(
     if requests:
         harness_version()
     lm = load_model(model, **loading)
-    texts = [_with_windows(text, lm, seq_len, bos) for text in texts]
+    texts = [text.with_windows(lm, seq_len, cast(Bos, bos)) for text in texts]
     scores = [score for text in texts for score in text.scores(lm, limit)]
     if requests:
         scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
     return scores
-
-
-def _with_windows(text: EvaluationTexts, lm: LanguageModel, seq_len: int | None, bos: str) -> EvaluationTexts:
-    """The texts with windows of the length that was asked for, or that the model can read; if measured in windows."""
-    protocol = text.protocol
-    if not isinstance(protocol, WindowPerplexity):
-        return text
-    length = seq_len or min(protocol.seq_len, lm.context_length or protocol.seq_len)
-    return replace(text, protocol=replace(protocol, seq_len=length, bos=cast(Bos, bos)))
 
 
 def _check_choice(option: str, given: Any, choices: tuple[str, ...]) -> None:

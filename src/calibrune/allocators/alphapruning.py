@@ -46,10 +46,7 @@ class AlphaPruning:
         Raises:
             ConfigError: an N:M target, which leaves no ratio to choose; a block's sparsity leaves [0, 1).
         """
-        if isinstance(target, SemiStructured):
-            raise ConfigError(
-                f"AlphaPruning gives layers different ratios, which {target} does not allow; use a percentage"
-            )
+        self.check_pattern(target)
         blocks = decoder_blocks(model)
         alphas = [
             mean(hill_exponent(layer.weight) for layer in block.layers)
@@ -60,6 +57,13 @@ class AlphaPruning:
         scale = target.sparsity / weighted_mean(raw, sizes(blocks))
         sparsities = [scale * ratio for ratio in raw]
         return unstructured_by_block(blocks, sparsities, target, f"AlphaPruning with spread={self.spread:g}")
+
+    def check_pattern(self, pattern: SparsityPattern) -> None:
+        """Raise `ConfigError` for N:M, which leaves no ratio to choose."""
+        if isinstance(pattern, SemiStructured):
+            raise ConfigError(
+                f"AlphaPruning gives layers different ratios, which {pattern} does not allow; use a percentage"
+            )
 
 
 def hill_exponent(weight: Float[Tensor, "out in"]) -> float:

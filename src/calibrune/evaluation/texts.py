@@ -7,7 +7,7 @@ from typing import Any
 
 from calibrune.corpora.files import FileCorpus
 from calibrune.errors import ConfigError, CorpusError
-from calibrune.evaluation.perplexity import Perplexity, TextPerplexity, WindowPerplexity
+from calibrune.evaluation.perplexity import Bos, Perplexity, TextPerplexity, WindowPerplexity
 from calibrune.evaluation.score import Score
 from calibrune.lm.hub import hub_file
 from calibrune.lm.loading import LanguageModel
@@ -64,6 +64,14 @@ class EvaluationTexts:
     protocol: Perplexity
     source: dict[str, Any]
     """The file's name and hash, or the Python version; a note."""
+
+    def with_windows(self, lm: LanguageModel, seq_len: int | None = None, bos: Bos = "tokenizer") -> "EvaluationTexts":
+        """With windows of the length that is asked for, or that the model can read; the same if not so measured."""
+        protocol = self.protocol
+        if not isinstance(protocol, WindowPerplexity):
+            return self
+        length = seq_len or min(protocol.seq_len, lm.context_length or protocol.seq_len)
+        return replace(self, protocol=replace(protocol, seq_len=length, bos=bos))
 
     def scores(self, lm: LanguageModel, limit: int | None = None) -> tuple[Score, ...]:
         """The protocol's score; where single texts are averaged, by both averages, the protocol's own first."""
