@@ -313,7 +313,7 @@ def test_threads_that_want_the_same_gguf_convert_it_once(gguf, cache, monkeypatc
 
     def load() -> None:
         try:
-            found.append(loading._locate(str(gguf), None)[0])
+            found.append(loading.locate(str(gguf), None)[0])
         except BaseException as error:  # noqa: BLE001  (a thread's error is lost otherwise)
             errors.append(error)
 

@@ -1,30 +1,47 @@
-"""A tiny model on disk, and small corpora and tasks in the form of the shared data."""
+"""A tiny model on disk, small corpora in the place of the shared ones, and a small plan."""
 
+import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
-WORDS = "the cat sat on a mat and saw that no dog was in sight so it slept until noon then ate some fish".split()
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog", "so", "it", "slept", "until", "noon")
+
+PLAN = """
+name: small
+models: [MODEL]
+calibration:
+  - {source: corpora/one.jsonl.gz, name: one}
+  - {source: corpora/two.jsonl.gz, name: two}
+  - {source: selfgen, name: selfgen, among: 8, batch_size: 4}
+samples: 4
+seq_len: 24
+pruners: [magnitude, wanda]
+patterns: [60%]
+seeds: 2
+evaluations:
+  - {perplexity: corpora/texts.jsonl.gz, limit: 4, seq_len: 16}
+"""
 
 
-def text(seed: int, n: int) -> str:
-    return " ".join(WORDS[(seed * 7 + i * i * (seed + 3) + i) % len(WORDS)] for i in range(n))
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
+def write_corpus(path: Path, seed: int, rows: int = 40, words: int = 40) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chance = random.Random(seed)
+    with gzip.open(path, "wt") as file:
+        for _ in range(rows):
+            file.write(json.dumps({"text": " ".join(chance.choices(WORDS, k=words))}) + "\n")
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
-    """`model/` and `data/`."""
+    """`model/`, `data/corpora/` and `plan.yaml`."""
     folder = tmp_path_factory.mktemp("study")
     tiny_model().save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    for i, name in enumerate(("one", "two")):
-        write_lines(folder / f"data/corpora/{name}.jsonl", [{"text": text(i * 40 + n, 60)} for n in range(30)])
-    write_lines(folder / "data/corpora/alpaca.jsonl.gz.plain", [{"text": text(n, 9)} for n in range(6)])
+    for seed, name in enumerate(("one", "two", "texts")):
+        write_corpus(folder / f"data/corpora/{name}.jsonl.gz", seed)
+    (folder / "plan.yaml").write_text(PLAN.replace("MODEL", str(folder / "model")))
     return folder

@@ -3,7 +3,7 @@
 Pruning, allocating sparsity and measuring an error are each the body of a `for` over `stream_blocks`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +84,14 @@ def stream_blocks(
         )
     finally:
         model.train(was_training)
+
+
+def blocks_with(
+    model: PreTrainedModel, statistics: Mapping[str, LayerStats], *, description: str = "blocks"
+) -> Iterator[BlockInputs]:
+    """Yield the decoder blocks with statistics that were collected before, by layer; nothing is run."""
+    for block in track(decoder_blocks(model), description, unit="block"):
+        yield BlockInputs(block, tuple(LayerInputs(layer, statistics[layer.name]) for layer in block.layers))
 
 
 def _stream(

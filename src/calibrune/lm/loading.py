@@ -107,7 +107,7 @@ def load_model(
         ConfigError: no such dtype or device; a revision of something that has none.
     """
     where, kind = _device(device), _dtype(dtype)
-    folder, source = _locate(str(name), revision)
+    folder, source = locate(str(name), revision)
     options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
     if "offline" in source:
         options["local_files_only"] = source.pop("offline")
@@ -125,8 +125,12 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:12]
 
 
-def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """A folder or hub id that transformers loads, and the record of what it is."""
+def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """A folder or hub id that transformers loads, and the record of what it is; a GGUF is converted, once.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     path = Path(name).expanduser()
     is_file, is_package = path.suffix.lower() == ".gguf", name.startswith("package:")
     if revision is not None and (is_file or is_package or path.is_dir()):

@@ -86,7 +86,6 @@ class Results:
         # through `to_json`, which knows what to do with inf and nan; in one line
         line = json.dumps(json.loads(to_json(row)), ensure_ascii=False) + "\n"
         try:
-            self._drop_torn_line()
             with self.file.open("ab", buffering=0) as file:
                 file.write(line.encode())
                 os.fsync(file.fileno())
@@ -95,6 +94,17 @@ class Results:
                 f"a row cannot be added to {self.file} ({error.strerror}); the rows before it are safe: make room, and "
                 f"start the same command again"
             ) from error
+
+    def mend(self) -> None:
+        """Cut off a last row that a crash cut short, so that the next begins a line; for who holds the lock."""
+        if not self.file.exists():
+            return
+        with self.file.open("rb+") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                log.warning("the last row of %s was cut short by a crash; its run is done anew", self.file.name)
+                file.truncate(whole)
 
     def note(self, state: Mapping[str, Any]) -> None:
         """Say what is being done, for `calibrune study status`."""
@@ -144,13 +154,3 @@ class Results:
                 return False
         except Timeout:
             return True
-
-    def _drop_torn_line(self) -> None:
-        if not self.file.exists():
-            return
-        with self.file.open("rb+") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                log.warning("the last row of %s was cut short by a crash; its run is done anew", self.file.name)
-                file.truncate(whole)

@@ -50,6 +50,7 @@ def run_study(
     results = Results(out)
     with results.lock():
         _check_folder(plan, out)
+        results.mend()
         write_whole(out / PLAN, as_yaml(plan).encode())
         executor = executor or InProcess(data, device)
         latest = results.latest()

@@ -20,6 +20,7 @@ from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.tasks import harness_version
 from calibrune.lm.loading import DtypeName
+from calibrune.patterns import percent
 from calibrune.prune import MIN_EXPERT_TOKENS
 from calibrune.pruners import PRUNERS, Pruner
 from calibrune.settings import choose, record, settings
@@ -126,9 +127,10 @@ class RunSpec:
         return None if self.allocator is None else allocator_of(self.allocator)
 
     def __str__(self) -> str:
+        model = Path(self.model.name).name
         if self.pruner is None:
-            return f"{self.model.name}, dense"
-        parts = [self.model.name, self.pruner, str(self.pattern)]
+            return f"{model}, dense"
+        parts = [model, self.pruner, percent(str(self.pattern))]
         parts += [self.allocator] if self.allocator not in (None, "uniform") else []
         parts += ["dense propagation"] if self.propagation == "dense" else []
         parts += [self.calibration.name] if self.calibration else []

@@ -26,6 +26,7 @@ from calibrune.proxies import PROXIES, Context
 from calibrune.proxies.compare import OWN_SAMPLES
 from calibrune.prune import PruneReport, check_allocatable, needs_data, prune_model
 from calibrune.seeds import seed_for
+from calibrune.study.samples import KINDS, SampleStatistics
 from calibrune.study.sets import SetStore
 from calibrune.study.spec import Evaluation, Model, RunSpec
 
@@ -59,6 +60,7 @@ class Workbench:
         self._stored = {name: tensor for name, tensor in self.lm.model.state_dict().items() if name in pruned}
         self._dense = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._stored.items()}
         self._sets = SetStore(self.lm, data)
+        self._samples = SampleStatistics(self.lm, self.weights)
         self._texts: dict[str, EvaluationTexts] = {}
         self._measured: dict[tuple[str, str], float] = {}
         self._contexts: dict[tuple[int, int], Context] = {}
@@ -138,6 +140,9 @@ class Workbench:
         key = (spec.allocator, spec.pattern, data.fingerprint if data and allocator.requires else None)
         if key not in self._allocations:
             self._allocations[key] = allocator.allocate(model, data, target, batch_tokens=spec.batch_tokens)
+        stored = None
+        if data and spec.propagation == "dense" and set(pruner.requires) <= set(KINDS):
+            stored = self._samples.of(data, spec.batch_tokens)
         return prune_model(
             model,
             data if needs_data(pruner, allocator) else None,
@@ -147,6 +152,7 @@ class Workbench:
             propagate=spec.propagation or "pruned",
             batch_tokens=spec.batch_tokens,
             min_expert_tokens=spec.min_expert_tokens,
+            statistics=stored,
         )
 
     def _proxies(self, spec: RunSpec, data: CalibrationSet | None) -> dict[str, float]:
