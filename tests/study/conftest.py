@@ -1,14 +1,10 @@
 """A tiny model on disk, small corpora in the place of the shared ones, and a small plan."""
 
-import gzip
-import json
-import random
 from pathlib import Path
 
 import pytest
+from study_data import write_corpus
 from tiny_models import tiny_model, tiny_tokenizer
-
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog", "so", "it", "slept", "until", "noon")
 
 PLAN = """
 name: small
@@ -25,14 +21,6 @@ seeds: 2
 evaluations:
   - {perplexity: corpora/texts.jsonl.gz, limit: 4, seq_len: 16}
 """
-
-
-def write_corpus(path: Path, seed: int, rows: int = 40, words: int = 40) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chance = random.Random(seed)
-    with gzip.open(path, "wt") as file:
-        for _ in range(rows):
-            file.write(json.dumps({"text": " ".join(chance.choices(WORDS, k=words))}) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -93,12 +93,18 @@ def test_a_plan_extends_another_and_replaces_its_keys(tmp_path):
     assert read_plan(tmp_path / "again.yaml").runs == plan.runs
 
 
+@pytest.mark.parametrize(("said", "seeds"), [("1", (0,)), ("3", (0, 1, 2)), ("[3]", (3,)), ("[4, 2]", (4, 2))])
+def test_a_number_of_seeds_or_a_list_of_them(tmp_path, said, seeds):
+    assert plan_of(tmp_path, f"seeds: {said}\n").grids[0].seeds == seeds
+
+
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
         ("modles: [x]\n", [], r"plan.yaml, line 7 \(modles\): a plan has no key 'modles'; did you mean 'models'"),
         ("models: [x]\n", [], r"plan.yaml: the key 'models' stands twice, in line 2 and in line 7"),
         ("seeds: [0, x]\n", [], r"plan.yaml, line 7 \(seeds\): a seed is a whole number, got 'x'"),
+        ("seeds: 0\n", [], r"plan.yaml, line 7 \(seeds\): nothing is listed"),
         ("seeds: [\n", [], r"plan.yaml cannot be read as YAML"),
         ("allocators:\n  - uniform\n  - owll\n", [], r"plan.yaml, line 9 \(allocators\): there is no allocator 'owll'"),
         ("", ["patterns=[2:4]"], r"--set patterns.*if 2:4 was meant: in YAML it needs quotes"),

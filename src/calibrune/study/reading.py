@@ -84,7 +84,7 @@ def _grid(file: PlanFile, values: dict[str, Any], places: Mapping[str, Place]) -
     made: dict[str, tuple[Any, ...]] = {}
     for axis, given in values.items():
         place, found = places[axis], []
-        if axis == "seeds" and isinstance(given, int) and given > 1:
+        if axis == "seeds" and isinstance(given, int) and not isinstance(given, bool):
             given = list(range(given))  # so many
         for i, one in enumerate(file.sequence(given, *place)):
             with file.at(*place, i):
