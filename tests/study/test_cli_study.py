@@ -58,7 +58,7 @@ def test_a_study_with_a_failed_run_ends_with_status_1_and_says_what_to_do(place,
     said = cli("run", plan, "--data", place / "data", *small)
     assert said.exit_code == 1
     assert "1 failed" in said.stdout
-    assert "9000 samples" in said.stdout
+    assert "9,000 samples" in said.stdout
     assert "--retry-failed" in said.stdout
 
 

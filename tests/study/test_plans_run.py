@@ -1,10 +1,10 @@
 """Every plan for two cores runs from start to end, on a tiny model and small corpora of the same names."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-import yaml
 from study_data import write_corpus, write_tasks
 
 from calibrune.study.reading import read_plan
@@ -38,9 +38,7 @@ def test_a_plan_for_two_cores_runs_from_start_to_end(path, data, place, tmp_path
         "seeds": 1,
         "evaluations": [{"perplexity": "alpaca", "limit": 2}, *tasks],
     }
-    plan = read_plan(
-        path, [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in settings.items()]
-    )
+    plan = read_plan(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     said = run_study(plan, tmp_path, data=data)
     assert (said["done"], said["failed"]) == (len(plan.runs), 0), said["errors"][:1]
     rows = Results(tmp_path).rows()

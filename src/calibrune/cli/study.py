@@ -33,6 +33,7 @@ Place = Annotated[
     """
 calibrune study run plans/two-core/quickstart.yaml --data my-data
 calibrune study run plans/two-core/quickstart.yaml --data my-data --dry-run
+calibrune study run my-plan.yaml --ray auto --per-run cpus=4,gpus=1
 calibrune study run my-plan.yaml --set seeds=20 --out studies/mine --retry-failed
 """,
     group=study,
@@ -49,6 +50,14 @@ def run(
     ] = False,
     settings: Settings = None,
     device: Device = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="local|auto|ADDRESS", help="Run on a Ray cluster (pip install 'calibrune[ray]')."),
+    ] = None,
+    per_run: Annotated[
+        str,
+        typer.Option(metavar="KEY=VALUE,...", help="With --ray, what a run is given: cpus, gpus, memory_gb, retries."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Do the runs of a plan that are not done yet; killed, the same command goes on where it was."""
@@ -61,7 +70,8 @@ def run(
         read.check(data)
         found = outlook(read)
         return _print_json(found) if as_json else typer.echo(_outlook_text(found))
-    found = run_study(read, _folder(read, out), data=data, device=device, retry_failed=retry_failed)
+    executor = _executor(ray, per_run, data, device)
+    found = run_study(read, _folder(read, out), data=data, device=device, retry_failed=retry_failed, executor=executor)
     if as_json:
         _print_json(found)
     else:
@@ -96,6 +106,17 @@ def status(
     own = (folder or _folder(read_plan(plan), out)) / PLAN
     found = status(read_plan(own if own.is_file() else plan), Results(own.parent))
     return _print_json(found) if as_json else typer.echo(_status_text(found))
+
+
+def _executor(ray: str | None, per_run: str, data: Path | None, device: str) -> Any:
+    from calibrune.errors import ConfigError
+    from calibrune.study.on_ray import OnRay, Resources
+
+    pairs: dict[str, Any] = dict(pair.partition("=")[::2] for pair in per_run.split(",") if pair)
+    resources = Resources(**pairs)
+    if ray is None and pairs:
+        raise ConfigError("--per-run is for a cluster, and none was named: add --ray local")
+    return None if ray is None else OnRay(ray, data, device, resources)
 
 
 def _folder(plan: Any, out: Path | None) -> Path:

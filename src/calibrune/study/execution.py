@@ -1,4 +1,4 @@
-"""Who does the runs of a study: this process."""
+"""Who does the runs of a study: this process, or a cluster (`on_ray`)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

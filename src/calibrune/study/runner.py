@@ -13,6 +13,7 @@ from calibrune.study.execution import Executor, InProcess
 from calibrune.study.plan import StudyPlan, as_yaml
 from calibrune.study.results import Results
 from calibrune.study.spec import RunSpec
+from calibrune.study.workbench import failed
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,7 @@ def _note_failures(
 ) -> None:
     for spec in specs:
         if spec.key not in latest:
-            row = {"key": spec.key, "id": spec.id, "run": spec.to_json(), "status": "failed", "error": str(error)}
-            results.append(row)
+            results.append(failed(spec, str(error)).row)
 
 
 def _note(results: Results, clock: "_TimeLeft", spec: RunSpec | None) -> None:

@@ -5,11 +5,11 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.calibration.calibration_set import MANIFEST_FILE, CalibrationSet
 from calibrune.calibration.spec import prepare_calibration
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.checkpoint import versions
-from calibrune.errors import CalibrationError
+from calibrune.errors import CalibrationError, OutputError
 from calibrune.lm.loading import LanguageModel, cache_folder
 from calibrune.seeds import rank_of, seed_for
 from calibrune.study.spec import Recipe, hash_of, located
@@ -60,11 +60,17 @@ class SetStore:
         try:
             return CalibrationSet.load(folder)
         except CalibrationError:
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
+            if (folder / MANIFEST_FILE).exists():
+                shutil.rmtree(folder, ignore_errors=True)  # damaged
         n = recipe.pool or recipe.samples
         spec = located(recipe.spec, self._data)
         made = prepare_calibration(spec, n_samples=n, seq_len=recipe.seq_len, seed=seed)(self._lm)
-        made.save(folder)
+        try:
+            made.save(folder)
+        except OutputError:
+            # another worker has written it since; what is there must be the same
+            if CalibrationSet.load(folder).fingerprint != made.fingerprint:
+                raise
         return made
 
 

@@ -40,6 +40,11 @@ class Outcome(NamedTuple):
     """All that there is to know; None for a run that failed."""
 
 
+def failed(spec: RunSpec, error: str) -> Outcome:
+    """The outcome of a run that came to nothing."""
+    return Outcome({**_head(spec), "status": "failed", "error": error}, None)
+
+
 class Workbench:
     """One model, dense between runs, and what its runs share: each made once.
 
@@ -92,17 +97,17 @@ class Workbench:
     def run(self, spec: RunSpec) -> Outcome:
         """Prune, measure, make dense again. What goes wrong is the outcome; interruptions are not."""
         start = time.perf_counter()
-        head = {"key": spec.key, "id": spec.id, "run": spec.to_json()}
         try:
             said, record = self._done(spec)
-            said = {"status": "done", **said}
+            outcome = Outcome({**_head(spec), "status": "done", **said}, {**_head(spec), **record})
         except Exception as error:  # noqa: BLE001  (whatever breaks one run must not end the others)
-            said, record = {"status": "failed", "error": _told(error)}, None
+            outcome = failed(spec, _told(error))
         finally:
             self.restore()
         tail = {"compute": compute(self.lm.model), "versions": versions()}
-        row = {**head, **said, "seconds": {**said.get("seconds", {}), "all": time.perf_counter() - start}, **tail}
-        return Outcome(row, None if record is None else {**head, **record, **tail})
+        seconds = {**outcome.row.get("seconds", {}), "all": time.perf_counter() - start}
+        row = {**outcome.row, "seconds": seconds, **tail}
+        return Outcome(row, outcome.record and {**outcome.record, **tail})
 
     def _done(self, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
         clock = _Clock()
@@ -191,6 +196,10 @@ class Workbench:
         texts = [self._text(name) for name in str(evaluation.perplexity).split(",")]
         windows = [text.with_windows(lm, evaluation.seq_len, evaluation.bos) for text in texts]
         return [score for text in windows for score in text.scores(lm, limit)]
+
+
+def _head(spec: RunSpec) -> dict[str, Any]:
+    return {"key": spec.key, "id": spec.id, "run": spec.to_json()}
 
 
 @dataclass
