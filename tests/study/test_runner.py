@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from study_data import write_corpus
 
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import build_calibration
@@ -95,6 +96,22 @@ def test_started_again_it_does_nothing_and_a_plan_that_grew_does_what_is_new(don
     after = (out / "results.jsonl").read_bytes()
     assert after.startswith(before)
     assert after.count(b"\n") == before.count(b"\n") + 1
+
+
+def test_another_content_of_a_file_is_another_run(place, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    plan = read_plan(place / "plan.yaml", ["calibration=[corpora/one.jsonl.gz]", "seeds=1", "pruners=[wanda]"])
+
+    def keys():
+        return [spec.key for spec in Workbench(plan.models[0], tmp_path / "data").pin(plan.runs)]
+
+    before = keys()
+    assert keys() == before
+    write_corpus(tmp_path / "data/corpora/one.jsonl.gz", 7)
+    calibrated_anew = keys()
+    assert [a == b for a, b in zip(before, calibrated_anew, strict=True)] == [True, False]
+    write_corpus(tmp_path / "data/corpora/texts.jsonl.gz", 8)
+    assert not set(keys()) & {*before, *calibrated_anew}
 
 
 def test_the_model_is_dense_again_to_the_bit_after_every_run(place):

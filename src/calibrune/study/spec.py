@@ -96,7 +96,8 @@ class RunSpec:
     weights: str | None = None
     """Fingerprint of the dense weights, and their dtype; None: the model was not loaded yet."""
     inputs: str | None = None
-    """Hash of the calibration source's record (content of files, commit of a hub's dataset, ...); None: as above."""
+    """Hash of what is read, by content: the calibration source (files, a hub's commit, ...), texts and tasks of the
+    evaluations; None: as above."""
 
     @property
     def id(self) -> str:
@@ -136,7 +137,7 @@ class RunSpec:
         parts += [self.calibration.name] if self.calibration else []
         return ", ".join(filter(None, parts)) + ("" if self.seed is None else f", seed {self.seed}")
 
-    def pinned(self, weights: str, inputs: str | None) -> "RunSpec":
+    def pinned(self, weights: str, inputs: str) -> "RunSpec":
         """The same run, of these weights and this content."""
         return replace(self, weights=weights, inputs=inputs)
 

@@ -28,7 +28,7 @@ from calibrune.prune import PruneReport, check_allocatable, needs_data, prune_mo
 from calibrune.seeds import seed_for
 from calibrune.study.samples import KINDS, SampleStatistics
 from calibrune.study.sets import SetStore
-from calibrune.study.spec import Evaluation, Model, RunSpec
+from calibrune.study.spec import Evaluation, Model, RunSpec, hash_of
 
 
 class Outcome(NamedTuple):
@@ -85,13 +85,13 @@ class Workbench:
         Raises:
             CalibruneError: a source, a text or a task cannot be read, or a pattern does not fit the layers.
         """
-        for evaluation in dict.fromkeys(one for spec in specs for one in spec.evaluations):
-            self._check(evaluation)
+        read = [self._read(one) for one in dict.fromkeys(one for spec in specs for one in spec.evaluations)]
         for pattern in dict.fromkeys(spec.pattern for spec in specs if spec.pattern):
             check_allocatable(self.lm.model, parse_pattern(pattern))
         weights = f"{self.weights}-{self.lm.source['dtype']}"
         return [
-            spec.pinned(weights, self._sets.source(spec.calibration) if spec.calibration else None) for spec in specs
+            spec.pinned(weights, hash_of([read, spec.calibration and self._sets.source(spec.calibration)]))
+            for spec in specs
         ]
 
     def run(self, spec: RunSpec) -> Outcome:
@@ -177,11 +177,13 @@ class Workbench:
         own = f"{OWN_SAMPLES}:batch_size={min(32, n)}"
         return build_calibration(own, self.lm, n_samples=n, seq_len=length, seed=seed_for(0, "own samples"))
 
-    def _check(self, evaluation: Evaluation) -> None:
-        for name in (evaluation.perplexity or "").split(",") if evaluation.perplexity else ():
-            self._text(name)
+    def _read(self, evaluation: Evaluation) -> list[Any]:
+        """What is measured on, by content; tasks from the hub by their version alone, which is in the rows' records."""
         if evaluation.tasks:
-            load_tasks(parse_tasks(evaluation.tasks), None if self._data is None else LocalRows(self._data))
+            rows = None if self._data is None else LocalRows(self._data)
+            load_tasks(parse_tasks(evaluation.tasks), rows)
+            return sorted(rows.files.items()) if rows else []
+        return [self._text(name).source for name in str(evaluation.perplexity).split(",")]
 
     def _text(self, name: str) -> EvaluationTexts:
         if name not in self._texts:
