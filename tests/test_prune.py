@@ -10,10 +10,10 @@ from tiny_models import CONFIGS, VOCAB, random_ids, tiny_model
 from torch import Tensor, nn
 
 from calibrune.activations import InputHessian, InputNorm, stream_blocks
-from calibrune.allocators import OWL, SparsityAllocation
+from calibrune.allocators import OWL, AlphaPruning, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
-from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.layout import Coverage, SkippedWeight, decoder_blocks
 from calibrune.lm.loading import weights_fingerprint
 from calibrune.patterns import SemiStructured, parse_pattern
 from calibrune.prune import LayerReport, PruneReport, prune_model
@@ -387,6 +387,7 @@ def test_the_totals_of_a_report_by_hand():
         layers=(layer(shape=(2, 4), sparsity=0.5), layer(shape=(4, 6), sparsity=0.25, name="b")),
         parameters=64,
         seconds=1.0,
+        covered=Coverage(32, 40, (SkippedWeight("gate", 8, "chooses"),), ()),
     )
     assert report.prunable == 8 + 24
     assert report.sparsity == (4 + 6) / 32
@@ -394,6 +395,8 @@ def test_the_totals_of_a_report_by_hand():
     written = json.loads(json.dumps(report.to_json()))
     assert (written["sparsity"], written["coverage"], written["prunable"]) == (10 / 32, 0.5, 32)
     assert [entry["name"] for entry in written["layers"]] == ["a", "b"]
+    assert written["decoder_coverage"] == 32 / 40
+    assert written["skipped"] == [{"key": "gate", "size": 8, "reason": "chooses"}]
 
 
 def test_a_report_says_what_was_asked_and_what_was_done():
@@ -499,3 +502,27 @@ def test_a_pattern_that_a_method_cannot_give_is_refused_before_anything_runs():
     with pytest.raises(ConfigError, match="cannot give 2:4"):
         prune_model(model, random_ids(), Wanda(select="cumulative"), "50%", allocation=SparsityAllocation(layers))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"pruner": Wanda}, r"pruner must be a method's object, such as Wanda\(\)"),
+        ({"allocation": OWL}, "allocation must be an allocator's object"),
+        ({"allocation": AlphaPruning(), "pattern": "2:4"}, "does not allow; use a percentage"),
+    ],
+)
+def test_what_is_no_method_and_no_allocator_is_refused_before_anything_is_run(asked, said, monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: pytest.fail("it was run"))
+    with pytest.raises(ConfigError, match=said):
+        prune_model(model, random_ids(), **asked)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "alps"])
+def test_inputs_whose_squares_vanish_are_told_of(method):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight.fill_(1e-25)
+    with pytest.raises(RunError, match=r"inputs of model\.layers\.1\.self_attn\.q_proj are so small"):
+        prune_model(model, random_ids(), PRUNERS[method]())

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import save_file
 from tiny_models import random_ids, tiny_model, tiny_tokenizer
 
-from calibrune import verbs
+from calibrune import choices, verbs
 from calibrune.allocators import ALLOCATORS
 from calibrune.calibration.spec import SOURCES
 from calibrune.errors import ConfigError
@@ -89,11 +89,33 @@ def test_windows_are_as_long_as_asked_for_or_as_the_context(place):
     assert (length(None), length(40)) == (128, 40)
 
 
+def test_a_pruned_model_is_compared_with_the_dense_one_on_what_is_measured(place, tmp_path):
+    prune(place, tmp_path / "pruned")
+    asked = {"names": [f"{place / 'text.txt'}:seq_len=16"], "limit": 3, "data": None, "seq_len": None}
+    scores = verbs.evaluate(str(tmp_path / "pruned"), against=str(place / "model"), **asked)
+    assert [score.metric for score in scores] == ["perplexity", "KL divergence", "top-1 agreement"]
+    assert len({score.protocol["text_sha256"] for score in scores}) == 1
+    kl = scores[1]
+    assert kl.value > 0
+    assert kl.protocol["against"]["name"] == "model"
+    same = verbs.evaluate(str(place / "model"), against=str(place / "model"), **asked)
+    assert [score.value for score in same[1:]] == [pytest.approx(0, abs=1e-6), 1]
+
+
+def test_what_cannot_be_compared_is_refused_before_a_model_is_loaded(place, monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'calibrune[evaluate]'")
+    monkeypatch.setattr(verbs, "load_model", lambda *_, **__: pytest.fail("the model was loaded first"))
+    names = ["python-docs:protocol=harness-word"]
+    with pytest.raises(ConfigError, match="word_perplexity has neither; use protocol=windows"):
+        verbs.evaluate("any", names=names, against="other", limit=None, data=None, seq_len=None)
+
+
 def test_every_table_is_listed_whole_and_as_json():
-    assert verbs.known("methods").keys() == PRUNERS.keys()
-    assert verbs.known("allocators").keys() == ALLOCATORS.keys()
-    assert verbs.known("sources").keys() >= SOURCES.keys()
-    for what in verbs.LISTS:
-        for name, entry in verbs.known(what).items():
+    shared_out = {f"--allocation {name}" for name in ALLOCATORS if name != "uniform"}
+    assert choices.known("methods").keys() == PRUNERS.keys() | shared_out
+    assert choices.known("allocators").keys() == ALLOCATORS.keys()
+    assert choices.known("sources").keys() >= SOURCES.keys()
+    for what in choices.LISTS:
+        for name, entry in choices.known(what).items():
             assert entry["summary"], name
             assert json.loads(json.dumps(entry)) == entry

@@ -1,5 +1,6 @@
 """Random models of a few thousand weights, one of each kind that the tests need; and a tokenizer for them."""
 
+import copy
 from typing import Any
 
 import torch
@@ -10,14 +11,20 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
     GPT2Config,
+    GPTBigCodeConfig,
     GPTJConfig,
     GPTNeoXConfig,
+    GPTNeoXJapaneseConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
     Olmo2Config,
     OPTConfig,
+    PersimmonConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -96,6 +103,11 @@ GATED: dict[str, Any] = {
 }
 """What the youngest architectures call these alike; two blocks."""
 
+BIGCODE: dict[str, Any] = {
+    "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 0,
+    "eos_token_id": 1,
+}  # fmt: skip
+
 WITH_EXPERTS: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
     # a shared expert with a gate of its own beside the routed ones; a first block without experts
@@ -154,6 +166,16 @@ DENSE: dict[str, PreTrainedConfig] = CONFIGS | {
         max_position_embeddings=128,
         new_decoder_architecture=True,
     ),
+    "gpt-neox-japanese": GPTNeoXJapaneseConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128
+    ),
+    "persimmon": PersimmonConfig(**(GATED | {"num_key_value_heads": 4})),
+    # one key and value head for all (StarCoder), or q, k and v in turn
+    "gpt-bigcode": GPTBigCodeConfig(**BIGCODE),
+    "gpt-bigcode-heads": GPTBigCodeConfig(**BIGCODE, multi_query=False),
+    "mpt": MptConfig(vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=128),
+    "glm": GlmConfig(**GATED, head_dim=8),
+    "glm4": Glm4Config(**GATED, head_dim=8),
     "gptj": GPTJConfig(
         vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4, bos_token_id=0, eos_token_id=1
     ),
@@ -181,7 +203,8 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 def from_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    # a copy: what a test changes in its model's config is no business of the next
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

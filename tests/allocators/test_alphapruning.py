@@ -54,3 +54,7 @@ def test_lighter_tails_lose_more_and_the_mean_is_what_was_asked_for():
 def test_n_of_m_leaves_no_ratio_to_choose():
     with pytest.raises(ConfigError, match="does not allow; use a percentage"):
         AlphaPruning().allocate(tiny_model(), None, SemiStructured(2, 4))
+
+
+def test_a_single_eigenvalue_has_no_tail():
+    assert hill_exponent(torch.randn(1, 8)) == LIGHTEST

@@ -9,7 +9,7 @@ import pytest
 import typer
 from pydantic import Field
 from tiny_models import ARCHITECTURES, from_config, tiny_model
-from transformers import MptConfig
+from transformers import CodeGenConfig
 
 from calibrune.settings import settings
 
@@ -211,9 +211,9 @@ def test_a_family_has_one_row_however_many_of_it_are_tested():
 
 
 def test_a_matrix_that_is_not_pruned_apart_is_admitted():
-    mpt = from_config(MptConfig(vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=128))
-    assert generate.architectures_table([mpt]).splitlines()[2:] == [
-        "| `mpt` | `MptForCausalLM` |  | `Wqkv` is pruned as one: where its parts lie is not known |"
+    codegen = from_config(CodeGenConfig(vocab_size=96, n_embd=32, n_head=4, n_layer=2, n_positions=128, rotary_dim=4))
+    assert generate.architectures_table([codegen]).splitlines()[2:] == [
+        "| `codegen` | `CodeGenForCausalLM` |  | `qkv_proj` is pruned as one: where its parts lie is not known |"
     ]
 
 

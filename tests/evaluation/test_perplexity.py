@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calibrune.errors import ConfigError, CorpusError
+from calibrune.evaluation.averages import of_neighbours
 from calibrune.evaluation.perplexity import TextLosses, TextPerplexity, WindowPerplexity
 from calibrune.lm.loading import LanguageModel
 
@@ -64,7 +65,7 @@ def byte_ids(text: str) -> list[int]:
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(protocol):
     score = protocol.score(tiny_lm(uniform=True), TEXTS)
     assert score.value == pytest.approx(257, rel=1e-6)
-    assert score.stderr == pytest.approx(0, abs=1e-4)
+    assert score.stderr == (None if isinstance(protocol, WindowPerplexity) else pytest.approx(0, abs=1e-4))
     assert not score.higher_is_better
 
 
@@ -77,7 +78,8 @@ def test_windows_are_cut_from_all_texts_joined_with_the_empty_ones():
     score = WindowPerplexity(seq_len=8).score(lm, TEXTS)
     assert score.items == pytest.approx(losses, abs=1e-5)
     assert score.value == pytest.approx(math.exp(mean(losses)), rel=1e-5)
-    assert score.stderr == pytest.approx(score.value * stdev(losses) / math.sqrt(len(losses)), rel=1e-4)
+    assert score.stderr is None  # too few, and the record says it
+    assert score.protocol["standard_error"] == "none for fewer than 25 windows in a row"
     assert score.n == len(windows)
     assert score.protocol["unused_tokens"] == len(ids) % 8
     assert score.protocol["join"] == "\n\n"
@@ -100,6 +102,48 @@ def test_every_window_can_start_with_bos(adds_bos):
     windows = [[0, *ids[i : i + 8]] for i in range(0, len(ids) - 7, 8)]
     assert score.items == pytest.approx([loss_of(lm, window) for window in windows], abs=1e-5)
     assert "note" not in score.protocol
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 3, 7, 8])
+@pytest.mark.parametrize("bos", ["tokenizer", "window"])
+def test_with_a_stride_every_token_is_scored_once_after_what_its_window_has_before_it(stride, bos):
+    lm = tiny_lm()
+    start, own = ([0], 8) if bos == "window" else ([], 9)
+    ids = byte_ids("\n\n".join(TEXTS))
+    totals, counts, seen = [], [], 0 if start else 1
+    for end in range(own, len(ids) + 1, stride):
+        window = start + ids[end - own : end]
+        log_p = lm.model(torch.tensor([window])).logits[0].double().log_softmax(-1)
+        # the papers' way where windows do not overlap: what a window begins with is not predicted
+        new = range(len(window) - end + max(seen, end - own + (not start)), len(window))
+        totals.append(-sum(float(log_p[i - 1, window[i]]) for i in new))
+        counts.append(len(new))
+        seen = end
+    score = WindowPerplexity(seq_len=9, stride=stride, bos=bos).score(lm, TEXTS)
+    assert sum(counts) == seen - (not start)
+    assert score.n == len(totals)
+    assert score.items == pytest.approx([total / mean(counts) for total in totals], abs=1e-5)
+    assert score.value == pytest.approx(math.exp(sum(totals) / sum(counts)), rel=1e-5)
+    assert score.protocol["unused_tokens"] == len(ids) - seen
+
+
+def test_a_stride_as_long_as_a_window_is_none_and_a_longer_one_leaves_text_out():
+    lm = tiny_lm()
+    assert WindowPerplexity(seq_len=8, stride=8).score(lm, TEXTS).items == pytest.approx(
+        WindowPerplexity(seq_len=8).score(lm, TEXTS).items
+    )
+    with pytest.raises(ConfigError, match=r"8 tokens of text cannot be 9 tokens apart.*stride=8 or less"):
+        WindowPerplexity(seq_len=9, stride=9, bos="window")
+
+
+def test_the_standard_error_of_many_windows_is_by_blocks_and_the_delta_method():
+    lm = tiny_lm()
+    score = WindowPerplexity(seq_len=4).score(lm, TEXTS * 3)
+    assert score.n > 25
+    error = of_neighbours([score.value * (item - mean(score.items)) for item in score.items], "windows")
+    assert score.stderr == pytest.approx(error.value, rel=1e-9)
+    assert score.protocol["standard_error"] == "from 7 blocks of 7 neighbouring windows"
 
 
 def test_a_limit_takes_the_first_windows_and_one_window_has_no_standard_error():

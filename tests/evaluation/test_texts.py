@@ -6,10 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_lm
 
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.evaluation.perplexity import TextPerplexity, WindowPerplexity
-from calibrune.evaluation.texts import DATASETS, evaluation_texts, python_documentation, read_texts
+from calibrune.evaluation.texts import (
+    DATASETS,
+    evaluation_texts,
+    python_documentation,
+    read_texts,
+    text_options,
+)
 
 SHARED = Path(os.environ.get("CALIBRUNE_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not on this machine")
@@ -72,14 +79,94 @@ def test_any_file_of_texts_will_do(tmp_path):
     assert read_texts(tmp_path / "rows.jsonl") == ("a", "b")
 
 
-def test_an_unknown_name_gets_the_nearest_one():
-    with pytest.raises(ConfigError, match=r"no evaluation text 'wikitext'.*did you mean 'wikitext2'"):
-        evaluation_texts("wikitext")
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("wikitext", r"no evaluation text 'wikitext'.*did you mean 'wikitext2'"),
+        ("", "no evaluation text ''"),
+        ("python-docs:protocol=harness-words", "no protocol 'harness-words'; did you mean 'harness-word'"),
+        ("python-docs:protocol=2048", "no protocol '2048'; choose one of: harness-word, pruning-papers-2048"),
+        ("python-docs:strid=4", "'python-docs' has no option 'strid'; did you mean 'stride'"),
+        ("python-docs:average=exp_of_mean_loss", "has no option 'average'"),
+        ("python-docs:protocol=texts:stride=4", "has no option 'stride'"),
+        ("python-docs:protocol=pruning-papers-2048:stride=512", "one way to measure, so stride cannot be chosen too"),
+        ("python-docs:stride=4096", "stride=2048 or less"),
+        ("python-docs:limit=0", "limit cannot be 0"),
+        ("python-docs:records=few", "records cannot be 'few'"),
+        ("python-docs:bos=everywhere", "bos cannot be 'everywhere'"),
+        ("python-docs:join=[", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_text_is_said_with_what_can(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        evaluation_texts(spec)
+
+
+def test_options_change_the_protocol_of_the_text_or_choose_another():
+    def protocol(spec: str):
+        return evaluation_texts(spec).protocol
+
+    assert protocol("python-docs:stride=512:bos=window") == WindowPerplexity(stride=512, bos="window")
+    assert protocol("python-docs:join=' '") == WindowPerplexity(join=" ")
+    assert protocol('python-docs:join="\\n"') == WindowPerplexity(join="\n")
+    assert protocol("python-docs:protocol=texts:max_tokens=64") == TextPerplexity(max_tokens=64)
+    assert protocol("python-docs:protocol=self-generation-study") == TextPerplexity(max_tokens=None)
+    assert protocol("python-docs:protocol=pruning-papers-4096") == WindowPerplexity(seq_len=4096)
+
+
+def test_a_preset_is_what_its_name_says_whatever_else_is_asked_for(tmp_path):
+    write_gzip(tmp_path / "c4.jsonl.gz", [{"text": f"document {i}"} for i in range(1200)])
+    lm = tiny_lm()
+    plain, papers = (evaluation_texts(f"c4{more}", tmp_path) for more in ("", ":protocol=pruning-papers-2048"))
+    assert papers.protocol == WindowPerplexity(seq_len=2048, join=" ")
+    assert (len(plain.texts), len(papers.texts)) == (1200, 1100)
+    assert (plain.limit, papers.limit) == (None, 256)
+    assert papers.source["preset"] == "pruning-papers-2048"
+    assert plain.fitted(lm, 64, "window").protocol == WindowPerplexity(seq_len=64, join=" ", bos="window")
+    assert plain.fitted(lm).protocol.seq_len == 128  # the model's context
+    assert papers.fitted(lm, 64, "window").protocol == papers.protocol
+    with pytest.raises(ConfigError, match="2048 tokens do not fit in the model's context of 128"):
+        papers.fitted(lm).scores(lm)
+
+
+def test_the_first_records_alone_and_the_smaller_limit(tmp_path):
+    rows = [{"text": f"row {i}", "body": f"another text {i}"} for i in range(9)]
+    path = write_gzip(tmp_path / "rows.jsonl.gz", rows)
+    found = evaluation_texts(f"{path}:records=3:text_field=body:protocol=texts:limit=2")
+    assert found.texts == ("another text 0", "another text 1", "another text 2")
+    assert found.name == "rows.jsonl.gz:records=3:text_field=body:texts:limit=2"
+    assert (found.source["records"], found.source["text_field"]) == (3, "body")
+    lm = tiny_lm()
+    assert [found.scores(lm, limit)[0].n for limit in (None, 1, 3)] == [2, 1, 2]
+    both = {score.metric: score.n for score in found.scores(lm)}
+    assert both == {"mean perplexity of texts": 2, "perplexity": 2}
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl", ".jsonl.zst", ".parquet"])
+def test_every_kind_of_file_is_measured_alike(tmp_path, ending):
+    text = "A text that is long enough for a few windows. " * 3
+    plain = json.dumps({"text": text}) + "\n" if ending.startswith(".jsonl") else text
+    path = tmp_path / f"texts{ending}"
+    if ending == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"text": [text]}), path)
+    elif ending.endswith(".zst"):
+        path.write_bytes(pytest.importorskip("zstandard").compress(plain.encode()))
+    else:
+        path.write_bytes(gzip.compress(plain.encode()) if ending.endswith(".gz") else plain.encode())
+    lm = tiny_lm()
+    (score,) = evaluation_texts(f"{path}:seq_len=16").scores(lm)
+    assert score.items == WindowPerplexity(seq_len=16).score(lm, [text]).items
+
+
+def test_what_list_prints_can_be_written_into_a_spec():
+    for name, options in (("python-docs", DATASETS["python-docs"].protocol), ("alpaca", DATASETS["alpaca"].protocol)):
+        asked = {key: value for group in text_options(options).values() for key, value in group.items()}
+        spec = ":".join(["python-docs", *(f"{key}={json.dumps(value)}" for key, value in asked.items())])
+        assert evaluation_texts(spec).protocol == DATASETS[name].protocol
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"c4 is read from a data folder with c4.jsonl.gz in it; say which: --data"):
-        evaluation_texts("c4")
     with pytest.raises(CorpusError, match=r"c4 was looked for in .*corpora.*and is in neither"):
         evaluation_texts("c4", tmp_path)
 
@@ -90,6 +177,8 @@ def test_without_a_folder_the_hub_is_asked_and_an_unreachable_hub_is_said():
         CorpusError, match=r"the dataset 'Salesforce/wikitext' is no local path, the hub cannot be reached.*--data DIR"
     ):
         evaluation_texts("wikitext2")
+    with pytest.raises(CorpusError, match=r"'allenai/c4'.*--data DIR, a folder with c4.jsonl.gz in it"):
+        evaluation_texts("c4")
 
 
 def test_a_file_that_cannot_be_read_says_where(tmp_path):

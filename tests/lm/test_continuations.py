@@ -58,7 +58,7 @@ def test_what_is_shared_changes_nothing(kind, share, caplog):
     assert "cannot share" not in caplog.text or kind in NO_SHARING, caplog.text
 
 
-NO_SHARING = ("bloom", "falcon-rw")
+NO_SHARING = ("bloom", "falcon-rw", "mpt")
 """They tell positions by a bias that they make of a mask of rows and columns (ALiBi), and take no other mask."""
 
 
@@ -91,6 +91,16 @@ def test_examples_run_once_a_context_once_and_choices_of_one_token_not_at_all():
     choices = [(context, tokens(4, 10 * i + j)) for i, context in enumerate(contexts) for j in range(2)]
     assert run_tokens(tiny_model(), choices) == [(1, 40), (3, 5 + 2 * 3)]
     assert run_tokens(tiny_model(), choices, share=False) == [(6, 48)]
+
+
+def test_long_continuations_of_a_short_context_are_rows_of_their_own(monkeypatch):
+    monkeypatch.setattr(continuations, "ENOUGH_TOKENS", 32)
+    model, context = tiny_model(), [5]
+    requests = [(context, tokens(31, i)) for i in range(3)] + [(context, tokens(3, 9)), (context, tokens(31, 0))]
+    # a branch of 30 tokens leaves no room for another one, but for one of 2; and what is asked twice is there
+    rows = continuations._rows(requests, branch=True)
+    assert [len(row.tokens) for row in rows] == [31, 31, 33, 31]
+    check(ContinuationScorer(model).score(requests), one_by_one(model, requests))
 
 
 def test_no_forward_is_larger_than_the_budget():

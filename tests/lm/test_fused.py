@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import DENSE, GATED, VOCAB, from_config, random_ids, tiny_model
 from torch import nn
-from transformers import LlamaConfig, MptConfig, Phi3Config, PreTrainedModel
+from transformers import CodeGenConfig, LlamaConfig, Phi3Config, PreTrainedModel
 
 from calibrune.lm.fused import parts_of
 from calibrune.lm.layout import Coverage, PrunableLayer, decoder_blocks
@@ -12,7 +12,10 @@ from calibrune.patterns import parse_pattern
 from calibrune.prune import prune_model
 from calibrune.pruners import PRUNERS, Magnitude
 
-FUSED = ("gpt2", "phi3", "gpt-neox", "bloom", "falcon", "falcon-rw", "falcon-new", "openlm")
+FUSED = (
+    "gpt2", "phi3", "gpt-neox", "gpt-neox-japanese", "persimmon", "bloom", "falcon", "falcon-rw", "falcon-new", "mpt",
+    "gpt-bigcode", "gpt-bigcode-heads", "openlm",
+)  # fmt: skip
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, PrunableLayer]:
@@ -49,6 +52,11 @@ def test_keys_and_values_have_the_sizes_of_their_heads():
         "gpt2": (32, 32, 32),
         "phi3": (32, 16, 16),
         "gpt-neox": (32, 32, 32),
+        "gpt-neox-japanese": (32, 32, 32),
+        "persimmon": (32, 32, 32),
+        "mpt": (32, 32, 32),
+        "gpt-bigcode": (32, 8, 8),
+        "gpt-bigcode-heads": (32, 32, 32),
         "bloom": (32, 32, 32),
         "falcon": (32, 8, 8),
         "falcon-rw": (32, 32, 32),
@@ -74,8 +82,11 @@ def test_without_values_attention_gives_nothing_and_without_queries_keys_do_not_
 
 
 @pytest.mark.parametrize(
-    ("kind", "feed_forward", "last"), [("phi3", "mlp", "down_proj"), ("openlm", "feed_forward", "w3")]
-)
+    ("kind", "feed_forward", "last"), [
+        ("phi3", "mlp", "down_proj"), ("glm", "mlp", "down_proj"), ("glm4", "mlp", "down_proj"),
+        ("openlm", "feed_forward", "w3"),
+    ],
+)  # fmt: skip
 def test_the_gate_is_what_the_activation_is_applied_to_and_up_is_the_other(kind, feed_forward, last):
     model = tiny_model(kind)
     layers, module = layers_of(model), model.model.layers[0].get_submodule(feed_forward)
@@ -127,11 +138,11 @@ def test_a_fused_model_is_pruned_as_its_twin_with_separate_matrices(method):
 
 
 def test_a_layout_that_nobody_knows_is_pruned_as_one_matrix_and_named():
-    model = from_config(MptConfig(vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=128))
+    model = from_config(CodeGenConfig(vocab_size=VOCAB, n_embd=32, n_head=4, n_layer=2, n_positions=128, rotary_dim=4))
     coverage = Coverage.of(decoder_blocks(model))
-    assert coverage.unsplit == ("transformer.blocks.0.attn.Wqkv", "transformer.blocks.1.attn.Wqkv")
+    assert coverage.unsplit == ("transformer.h.0.attn.qkv_proj", "transformer.h.1.attn.qkv_proj")
     layer = decoder_blocks(model)[0].layers[0]
-    assert (layer.name, layer.out_features) == ("transformer.blocks.0.attn.Wqkv", 96)
+    assert (layer.name, layer.out_features) == ("transformer.h.0.attn.qkv_proj", 96)
     report = prune_model(model, None, Magnitude(), parse_pattern("50%"))
     assert report.sparsity == 0.5
 

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from tiny_models import CONFIGS, tiny_model
+from tiny_models import CONFIGS, GATED, from_config, tiny_model
 from torch import nn
-from transformers import AfmoeConfig, AutoModelForCausalLM, HunYuanMoEV1Config, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AfmoeConfig,
+    AutoModelForCausalLM,
+    HunYuanMoEV1Config,
+    Qwen2MoeConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from calibrune.errors import ModelError
 from calibrune.lm.layout import decoder_blocks, n_parameters
@@ -81,3 +88,15 @@ def test_an_encoder_is_not_left_out_without_a_word():
     config = T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
     with pytest.raises(ModelError, match="T5ForConditionalGeneration has an encoder beside its decoder"):
         decoder_blocks(T5ForConditionalGeneration(config))
+
+
+def test_a_shared_expert_as_wide_as_there_are_experts_is_no_router():
+    config = Qwen2MoeConfig(
+        **GATED, num_experts=16, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    )
+    for block in decoder_blocks(from_config(config)):
+        kinds = {layer.name.rpartition(".")[2] for layer in block.layers if ".shared_expert." in layer.name}
+        assert kinds == {"gate_proj", "up_proj", "down_proj"}
+        assert {weight.key.rpartition("mlp.")[2] for weight in block.skipped} == {
+            "gate.weight", "shared_expert_gate.weight"
+        }  # fmt: skip

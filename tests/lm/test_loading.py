@@ -96,7 +96,7 @@ def test_the_dtype_is_the_checkpoints_own_unless_another_is_asked_for(folder):
 @pytest.mark.parametrize("dtype", ["float8", "int64", "float64", "", "nn"])
 def test_a_dtype_that_is_none_is_refused_before_anything_is_read(dtype):
     with pytest.raises(ConfigError, match="choose one of: auto, float32, bfloat16, float16") as caught:
-        loading._dtype(dtype)
+        loading.dtype_of(dtype)
     assert_one_sentence(caught)
 
 

@@ -7,7 +7,7 @@ from reference.dsnot_slow import inputs_of, refine_row, refine_row_in_groups
 from calibrune.activations import InputHessian, InputMoments, InputNorm, LayerStats
 from calibrune.errors import ConfigError
 from calibrune.patterns import SemiStructured, Unstructured
-from calibrune.pruners import DSnoT, DSnoTPublished, Magnitude, SparseGPT, Wanda
+from calibrune.pruners import ALPS, DSnoT, DSnoTPublished, Magnitude, SparseGPT, Wanda
 
 
 def problem(n_out: int = 8, n_in: int = 64, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor], LayerStats]:
@@ -115,3 +115,11 @@ def test_the_released_codes_scope_is_the_attention_on_llama_names_and_everything
     assert published.for_layer("model.layers.0.mlp.up_proj") == Wanda()
     assert published.for_layer("model.layers.0.self_attn.q_proj") == DSnoT(keep_best=False)
     assert published.for_layer("transformer.blocks.0.feed_forward.w12") == DSnoT(keep_best=False)
+
+
+def test_the_initial_method_can_have_settings_of_its_own():
+    assert DSnoT(initial={"name": "sparsegpt", "damping": 0.1}).initial == SparseGPT(damping=0.1)
+    assert DSnoT(initial="alps").initial == ALPS()
+    published = DSnoTPublished(refine={"initial": "magnitude"})
+    assert published.refine == DSnoT(initial=Magnitude(), keep_best=False)
+    assert DSnoTPublished(refine={"initial": "magnitude", "keep_best": True}).refine.keep_best

@@ -74,3 +74,10 @@ def test_a_row_of_zeros_is_no_error_for_the_cumulative_selection():
     W = torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, 1.0, 3.0, 2.0]])
     pruned = Wanda(select="cumulative").prune(W, stats_of(torch.ones(1, 4)), Unstructured(0.5))
     assert pruned.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.99])
+def test_the_cumulative_selection_reaches_high_sparsities_too(sparsity):
+    W, x = torch.randn(64, 256), torch.randn(20, 256)
+    mask = Wanda(select="cumulative").prune(W, stats_of(x), Unstructured(sparsity)).mask
+    assert abs(float((~mask).float().mean()) - sparsity) < 0.003

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from calibrune.errors import ConfigError, OutputError
-from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Preformatted, Sample, Samples
+from calibrune.report.page import Folded, Grid, Heading, Page, Paragraph, Picture, Preformatted, Sample, Samples
 from calibrune.report.plots import bar_chart
 from calibrune.report.tables import Table
 
@@ -24,6 +24,7 @@ def page_of_everything(text: str = "words") -> Page:
             Heading(text),
             Paragraph(text),
             Grid(Table((text, "value"), [(text, 1.5), ("other", None)]), caption=text),
+            Folded(text, Table((text, "value"), [(text, 1.5)])),
             Picture(bar_chart([{"name": text, "value": 1.0}], "name", "value"), alt=text, caption=text),
             Preformatted(text, caption=text),
             Samples([Sample(text, text, text)], before=text, after=text),

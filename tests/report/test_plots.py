@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from calibrune.errors import ConfigError
-from calibrune.report.plots import LayerPanel, bar_chart, histogram, layer_chart, layer_charts
+from calibrune.report.plots import Interval, LayerPanel, bar_chart, histogram, interval_chart, layer_chart, layer_charts
 
 ROWS = [
     {"data": "dense", "ppl": 18.6, "stderr": 0.12},
@@ -91,3 +91,18 @@ def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(ConfigError, match=r"need altair.*pip install 'calibrune\[report\]'"):
         histogram([1.0])
+
+
+def test_a_chart_of_intervals_names_its_rows_and_has_a_zero():
+    rows = [
+        Interval("piqa <acc>", -0.03, -0.05, -0.01, stands_out=True),
+        Interval("one item", 0.02, None, None, stands_out=False),
+    ]
+    svg = interval_chart(rows, x_title="difference of accuracy", format="+~%")
+    assert {"piqa <acc>", "one item", "difference of accuracy", "+0%"} <= set(words(svg))
+    # what stands out is filled, what does not is hollow
+    assert svg.count('fill="#D55E00"') == svg.count('fill="white" stroke="#5F6B7A"') == 1
+    with pytest.raises(ConfigError, match="same name"):
+        interval_chart([rows[0], rows[0]])
+    with pytest.raises(ConfigError, match="at least one"):
+        interval_chart([])

@@ -114,6 +114,8 @@ def test_a_number_of_seeds_or_a_list_of_them(tmp_path, said, seeds):
         ("", ["calibration=[{sauce: c4}]"], r"needs a `source:`"),
         ("", ["calibration=[{source: c4, name: x}, {source: wikipedia, name: x}]"], r"two choices are called 'x'"),
         ("", ["evaluations=[{perplexity: alpacca}]"], r"there is no evaluation text 'alpacca'; did you mean 'alpaca'"),
+        ("", ["evaluations=[{perplexity: 'alpaca:protocol=harness-wrd'}]"], r"did you mean 'harness-word'"),
+        ("", ["evaluations=[{perplexity: 'wikitext2:strid=512'}]"], r"'wikitext2' has no option 'strid'"),
         ("", ["evaluations=[{limit: 3}]"], r"measures either"),
         ("", ["proxies=[min_k_plus]"], r"there is no proxy 'min_k_plus'; did you mean 'min_k_plus_plus'"),
         ("exclude:\n  - {pruner: magnitude}\n", [], r"plan.yaml, line 8.*nothing is left out"),
@@ -149,6 +151,19 @@ def test_a_key_changes_with_all_that_can_change_a_result_and_with_nothing_else(t
     keys = {replace(spec, **change).key for change in changes}
     assert len(keys) == len(changes)
     assert spec.key not in keys
+
+
+def test_a_key_has_the_version_of_the_harness_where_its_detokeniser_is_used(tmp_path, monkeypatch):
+    def keys(text):
+        evaluations = f"evaluations: [{{perplexity: '{text}'}}]"
+        plan = plan_of(tmp_path, "", base=BASE.replace("evaluations: [{perplexity: alpaca}]", evaluations))
+        before = plan.runs[0].key
+        with monkeypatch.context() as patched:
+            patched.setattr("calibrune.study.spec.harness_version", lambda: "another")
+            return before, plan.runs[0].key
+
+    assert len(set(keys("wikitext2"))) == 1
+    assert len(set(keys("wikitext2:protocol=harness-word"))) == 2
 
 
 def test_files_are_found_in_the_data_folder_wherever_a_spec_names_them(tmp_path):

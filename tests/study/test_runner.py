@@ -62,12 +62,28 @@ def test_a_row_is_what_the_same_steps_by_hand_give(done, place):
     data = build_calibration(str(place / "data/corpora/two.jsonl.gz"), lm, n_samples=4, seq_len=24, seed=1)
     prune_model(lm.model, data, Wanda(), "60%")
     texts = evaluation_texts(str(place / "data/corpora/texts.jsonl.gz"))
-    (score,) = texts.with_windows(lm, 16).scores(lm, 4)
+    (score,) = texts.fitted(lm, 16).scores(lm, 4)
     assert row["calibration"]["fingerprint"] == data.fingerprint
     assert row["weights"] == weights_fingerprint(lm.model)
     (found,) = row["scores"]
     assert (found["value"], found["stderr"], found["n"]) == (score.value, score.stderr, 4)
     assert tuple(found["items"]) == score.items
+
+
+def test_a_text_is_measured_in_every_way_that_is_asked_for(place, tmp_path):
+    text = "corpora/texts.jsonl.gz"
+    evaluations = [{"perplexity": f"{text}:seq_len=12:stride=4,{text}:protocol=texts", "seq_len": 16, "limit": 4}]
+    plan = read_plan(place / "plan.yaml", ["pruners=[magnitude]", f"evaluations={json.dumps(evaluations)}"])
+    run_study(plan, tmp_path, data=place / "data")
+    results = Results(tmp_path)
+    row = results.rows()[0]
+    windows, *single = results.record(row["key"])["scores"]
+    assert [score["dataset"] for score in row["scores"]] == [
+        "texts.jsonl.gz:seq_len=12:stride=4", *["texts.jsonl.gz:texts"] * 2
+    ]  # fmt: skip
+    assert (windows["protocol"]["seq_len"], windows["protocol"]["stride"]) == (12, 4)
+    assert {score["protocol"]["protocol"] for score in single} == {"text_perplexity"}
+    assert {score["n"] for score in row["scores"]} == {4}
 
 
 def as_text(row):

@@ -8,6 +8,7 @@ from calibrune.activations.statistics import InputNorm
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import build_calibration
 from calibrune.errors import ConfigError
+from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import load_model, weights_fingerprint
 from calibrune.prune import prune_model
 from calibrune.pruners import RIA, DSnoT, Wanda
@@ -49,6 +50,22 @@ def test_masks_are_those_of_the_direct_way(kind, pruner, make):
         [getattr(layer, f) for f in same] for layer in report.layers
     ]
     assert {layer.output_error for layer in stored.layers} == {None}
+
+
+def test_it_goes_on_after_blocks_that_are_pruned_already():
+    whole, lm, data = tiny_lm(), tiny_lm(), CalibrationSet.from_ids(random_ids())
+    statistics = store(lm).of(data, 4096)
+    asked = {"propagate": "dense", "statistics": statistics}
+    report = prune_model(whole.model, data, Wanda(), "60%", **asked)
+    first = decoder_blocks(lm.model)[0]
+    first.module.load_state_dict(decoder_blocks(whole.model)[0].module.state_dict())
+    already, seen = [layer for layer in report.layers if layer.block == first.index], []
+    after = prune_model(
+        lm.model, data, Wanda(), "60%", **asked, already=already, after_block=lambda block, _: seen.append(block.index)
+    )
+    assert weights_fingerprint(lm.model) == weights_fingerprint(whole.model)
+    assert [layer.name for layer in after.layers] == [layer.name for layer in report.layers]
+    assert seen == [block.index for block in decoder_blocks(lm.model)[1:]]
 
 
 def test_a_sample_is_run_once_whatever_set_it_is_in():

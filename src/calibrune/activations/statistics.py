@@ -174,6 +174,12 @@ class InputPeak(InputStatistic):
         """Features that were NaN or infinite in some token."""
         return int((~self._peak.isfinite()).sum())
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether all features are so small that their squares are 0 in float32, though they are not."""
+        highest = self._peak.max()
+        return bool(highest > 0) and bool(highest.square() < torch.finfo(torch.float32).tiny)
+
 
 class LayerStats:
     """The statistics of one layer, by type: `stats[InputNorm].rms`; one that was not collected is a `ConfigError`."""

@@ -3,6 +3,7 @@
 Pruning, allocating sparsity and measuring an error are each the body of a `for` over `stream_blocks`.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from calibrune.activations.kept import KeptActivations
 from calibrune.activations.replay import Hook, Replay
 from calibrune.activations.statistics import InputPeak, InputStatistic, LayerStats
 from calibrune.errors import ModelError, RunError
 from calibrune.lm.layout import DecoderBlock, PrunableLayer, decoder_blocks
+from calibrune.lm.weights import load_block, store_of
 from calibrune.progress import track
 
 Propagate = Literal["pruned", "dense"]
@@ -50,6 +53,7 @@ def stream_blocks(
     propagate: Propagate = "pruned",
     batch_tokens: int = BATCH_TOKENS,
     attention_mask: Bool[Tensor, "batch seq"] | None = None,
+    start: int = 0,
     description: str = "blocks",
 ) -> Iterator[BlockInputs]:
     """Yield the decoder blocks front to back; the caller may change the weights of the block in its hands.
@@ -64,14 +68,14 @@ def stream_blocks(
         batch_tokens: tokens that go through a block at once; at least one whole sequence does.
         attention_mask: False at padding, which is on the right: the model is told, and statistics are of the real
             tokens alone. None: there is no padding.
+        start: the first block that is handed over; those before are as they should be, and are only passed through.
 
     Raises:
         RunError: the inputs of a layer hold NaN or infinity; said before its block is handed over.
     """
     blocks = decoder_blocks(model)
     if not requires:
-        for block in track(blocks, description, unit="block"):
-            yield BlockInputs(block, tuple(LayerInputs(layer, _no_stats()) for layer in block.layers))
+        yield from blocks_with(model, defaultdict(_no_stats), start=start, description=description)
         return
     if input_ids is None:
         raise ValueError("stream_blocks needs input_ids to collect " + ", ".join(kind.__name__ for kind in requires))
@@ -80,17 +84,20 @@ def stream_blocks(
     try:
         mask = None if attention_mask is None else attention_mask.to(model.device)
         yield from _stream(
-            model, blocks, input_ids.to(model.device), mask, requires, propagate, batch_tokens, description
+            model, blocks, input_ids.to(model.device), mask, requires, propagate, batch_tokens, start, description
         )
     finally:
         model.train(was_training)
 
 
 def blocks_with(
-    model: PreTrainedModel, statistics: Mapping[str, LayerStats], *, description: str = "blocks"
+    model: PreTrainedModel, statistics: Mapping[str, LayerStats], *, start: int = 0, description: str = "blocks"
 ) -> Iterator[BlockInputs]:
-    """Yield the decoder blocks with statistics that were collected before, by layer; nothing is run."""
+    """Yield the decoder blocks from `start` on, with statistics that are there already, by layer; nothing is run."""
     for block in track(decoder_blocks(model), description, unit="block"):
+        if block.index < start:
+            continue
+        load_block(model, block)
         yield BlockInputs(block, tuple(LayerInputs(layer, statistics[layer.name]) for layer in block.layers))
 
 
@@ -102,6 +109,7 @@ def _stream(
     requires: Sequence[type[InputStatistic]],
     propagate: Propagate,
     batch_tokens: int,
+    start: int,
     description: str,
 ) -> Iterator[BlockInputs]:
     replay = Replay(model, blocks, input_ids[:1] if mask is None else input_ids[:1, mask[0]])
@@ -113,18 +121,38 @@ def _stream(
         lengths = [int(part.sum(dim=1).max()) for part in torch.split(mask, size)]
         masks = [part[:, :length] for part, length in zip(torch.split(mask, size), lengths, strict=True)]
         batches = [batch[:, :length] for batch, length in zip(batches, lengths, strict=True)]
+    store = store_of(model)
     # one buffer for the whole walk: each block's results overwrite what it was given
-    hidden: list[Tensor | None] = [None] * len(batches)
+    with KeptActivations(len(batches), store.scratch if store else None) as hidden:
+        yield from _walk(model, blocks, replay, batches, masks, hidden, requires, propagate, start, description)
 
+
+def _walk(
+    model: PreTrainedModel,
+    blocks: Sequence[DecoderBlock],
+    replay: Replay,
+    batches: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    hidden: KeptActivations,
+    requires: Sequence[type[InputStatistic]],
+    propagate: Propagate,
+    start: int,
+    description: str,
+) -> Iterator[BlockInputs]:
     def run(index: int, stats: dict[str, LayerStats], *, keep: bool) -> None:
         for i, (batch, real) in enumerate(zip(batches, masks, strict=True)):
             hooks = {name: _add_by_sequence(name, own, batch.shape[1], real) for name, own in stats.items()}
             stop_after = 0 if keep else len(hooks)
-            result = replay.run(index, batch, hidden[i], hooks, stop_after=stop_after, attention_mask=real)
+            before = None if index == 0 else hidden[i]
+            result = replay.run(index, batch, before, hooks, stop_after=stop_after, attention_mask=real)
             if keep:
                 hidden[i] = result
 
     for block in track(blocks, description, unit="block"):
+        load_block(model, block)
+        if block.index < start:
+            run(block.index, {}, keep=True)
+            continue
         stats = {
             layer.name: LayerStats((*requires, InputPeak), layer.in_features, layer.weight.device)
             for layer in block.layers
@@ -169,14 +197,23 @@ def _add_by_sequence(name: str, stats: LayerStats, seq_len: int, mask: Bool[Tens
 def _check_finite(model: PreTrainedModel, stats: dict[str, LayerStats]) -> None:
     """Raise `RunError` at the first layer, in the order of the calls, whose inputs are not numbers, and say why."""
     for name, layer_stats in stats.items():
+        if layer_stats[InputPeak].vanishes:
+            raise RunError(
+                f"the inputs of {name} are so small on the calibration data (below 1e-18) that their squares are 0 in "
+                f"float32, and no method could tell them apart; look for weights that are far too small"
+            )
         if not (broken := layer_stats[InputPeak].broken):
             continue
-        damaged = next((key for key, value in model.named_parameters() if not value.isfinite().all()), None)
+        weights = ((key, value) for key, value in model.named_parameters() if not value.is_meta)
+        damaged = next((key for key, value in weights if not value.isfinite().all()), None)
         dtype = str(model.dtype).removeprefix("torch.")
         if damaged:
             why = f"so does {damaged}: the checkpoint is damaged, get it anew"
         elif dtype == "float32":
-            why = "no weight does: the model overflows even float32, so look for weights that are far too large"
+            why = (
+                "no weight does: something in the model makes them, or it overflows even float32; look for weights "
+                "that are far too large"
+            )
         else:
             why = f"no weight does, so {dtype} overflowed: load the model in float32"
         raise RunError(f"{broken} of the inputs of {name} hold NaN or infinity on the calibration data, and {why}")

@@ -16,6 +16,7 @@ from calibrune.allocators.spread import sizes, unstructured_by_block, weighted_m
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.weights import loaded_blocks
 from calibrune.patterns import SemiStructured, SparsityPattern
 from calibrune.progress import track
 from calibrune.settings import settings
@@ -50,7 +51,9 @@ class AlphaPruning:
         blocks = decoder_blocks(model)
         alphas = [
             mean(hill_exponent(layer.weight) for layer in block.layers)
-            for block in track(blocks, "measuring spectra (AlphaPruning)", unit="block")
+            for block in track(
+                loaded_blocks(model), "measuring spectra (AlphaPruning)", unit="block", total=len(blocks)
+            )
         ]
         low, width = min(alphas), max(alphas) - min(alphas)
         raw = [1 - self.spread + 2 * self.spread * (alpha - low) / width if width else 1.0 for alpha in alphas]
@@ -75,7 +78,8 @@ def hill_exponent(weight: Float[Tensor, "out in"]) -> float:
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     eigenvalues = torch.linalg.eigvalsh(gram.double()).clamp(min=0)
     n_tail = max(len(eigenvalues) // 2, 1)
-    threshold, tail = eigenvalues[-n_tail - 1], eigenvalues[-n_tail:]
+    tail = eigenvalues[-n_tail:]
+    threshold = eigenvalues[-n_tail - 1] if len(eigenvalues) > n_tail else tail[0]
     if threshold <= 0:
         tail = tail[tail > 0]
         threshold = tail.min() if len(tail) else threshold

@@ -25,6 +25,7 @@ class Verbs(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         standalone = extra.pop("standalone_mode", True)
         extra["standalone_mode"] = False
+        extra["obj"] = list(sys.argv[1:] if args is None else args)
         try:
             status = super().main(args, *rest, **extra)
         except Exception as error:
@@ -137,6 +138,10 @@ def prune(
         int, typer.Option(min=0, help="An expert that saw fewer is pruned by magnitude; 0: never.")
     ] = 16,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
+    stream: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Block by block from disk.  [default: if it does not fit in memory]"),
+    ] = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -161,6 +166,7 @@ def prune(
         batch_tokens=batch_tokens,
         min_expert_tokens=min_expert_tokens,
         masks=masks,
+        stream=stream,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
@@ -265,10 +271,10 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List what there is to choose from, and its settings."""
-    from calibrune import verbs
+    from calibrune import choices
     from calibrune.report import terminal
 
-    entries = verbs.known(what)
+    entries = choices.known(what)
     if as_json:
         return _print_json(entries)
     typer.echo(terminal.choices_text(entries))

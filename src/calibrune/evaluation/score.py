@@ -12,7 +12,7 @@ class Score:
     """What was measured: "perplexity", ..."""
     value: float
     stderr: float | None
-    """Standard error of `value` over items; None where there are fewer than two."""
+    """Standard error of `value`; None where the items are too few to tell. How it was come by is in `protocol`."""
     n: int
     """Items that `value` is a mean of: windows, texts."""
     higher_is_better: bool
@@ -22,5 +22,5 @@ class Score:
     """How it was measured: everything that can change the number."""
 
     def __str__(self) -> str:
-        spread = "one item, no standard error" if self.stderr is None else f"± {self.stderr:.2g}"
+        spread = "no standard error" if self.stderr is None else f"± {self.stderr:.2g}"
         return f"{self.value:.4g} ({spread})"

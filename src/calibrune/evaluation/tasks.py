@@ -91,7 +91,8 @@ def harness_version() -> str:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
-            "--tasks needs lm-evaluation-harness, which is not installed: pip install 'calibrune[evaluate]'"
+            "tasks, and word perplexity, need lm-evaluation-harness, which is not installed: "
+            "pip install 'calibrune[evaluate]'"
         )
     return version("lm_eval")
 

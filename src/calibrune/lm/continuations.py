@@ -3,7 +3,7 @@
 The choices of a question share its text, and the questions of a set share their examples. Two ways to share:
 
 - **a row**: a context and all its continuations in one sequence, each continuation blind to the others (a tree
-  attention mask, positions that start anew at the end of the context);
+  attention mask, positions that start anew at the end of the context), as long as they are not much more than it;
 - **a prefix**: the tokens that many contexts begin with run once, and all rows attend to their keys and values.
 
 Both are exact up to rounding. Whether a model can do it is asked of its cache and then tried: a probe is scored with
@@ -11,7 +11,7 @@ and without sharing, and a model for which the two differ is scored without.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -83,7 +83,7 @@ class ContinuationScorer:
         if not all(context and continuation for context, continuation in requests):
             raise ConfigError("a context and a continuation need at least one token each")
         paths = [len(context) + len(continuation) - 1 for context, continuation in requests]
-        rows = list(_rows(requests, branch=max(paths, default=0) <= self._shareable()))
+        rows = _rows(requests, branch=max(paths, default=0) <= self._shareable())
         result: list[Likelihood | None] = [None] * len(requests)
         for prefix, family in self._families(rows):
             cache = _keys_and_values(self.model, prefix, self.batch_tokens) if prefix else None
@@ -181,6 +181,12 @@ class _Row:
     def is_line(self) -> bool:
         return len(self.branches) < 2
 
+    def has_room(self, continuation: Sequence[int]) -> bool:
+        """Whether a branch for it is worth its place: all tokens of a row look for each other, seen or not."""
+        branch = tuple(continuation[:-1])
+        grown = len(self.tokens) - self.context + len(branch)
+        return not self.branches or branch in self.branches or grown <= max(ENOUGH_TOKENS, self.context)
+
     def add(self, index: int, continuation: Sequence[int]) -> None:
         branch = tuple(continuation[:-1])
         start = self.context
@@ -196,15 +202,17 @@ class _Row:
         self.requests.append((index, columns, continuation))
 
 
-def _rows(requests: Sequence[Request], *, branch: bool) -> Iterator[_Row]:
+def _rows(requests: Sequence[Request], *, branch: bool) -> list[_Row]:
     """The requests in rows: those of one context together, or, where rows may not branch, those of one input."""
-    rows: dict[tuple[tuple[int, ...], ...], _Row] = {}
+    rows: list[_Row] = []
+    latest: dict[tuple[tuple[int, ...], ...], _Row] = {}
     for index, (context, continuation) in enumerate(requests):
         key = (tuple(context),) if branch else (tuple(context), tuple(continuation[:-1]))
-        if key not in rows:
-            rows[key] = _Row(list(context), len(context))
-        rows[key].add(index, continuation)
-    return iter(rows.values())
+        if key not in latest or not latest[key].has_room(continuation):
+            latest[key] = _Row(list(context), len(context))
+            rows.append(latest[key])
+        latest[key].add(index, continuation)
+    return rows
 
 
 def _families(rows: Sequence[_Row]) -> list[tuple[list[int], list[_Row]]]:

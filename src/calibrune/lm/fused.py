@@ -11,14 +11,15 @@ from torch import Tensor
 
 Rows = slice | Int[Tensor, "out"]
 
-BLOCKED = frozenset({"gpt2", "openlm", "phi3"})
+BLOCKED = frozenset({"dbrx", "gpt2", "gpt_bigcode", "mpt", "openlm", "phi3"})
 """`model_type`s with all queries first, then all keys, then all values: [(heads + 2 kv heads) * head_dim]."""
 
-GROUPED = frozenset({"gpt_neox", "bloom", "falcon"})
+GROUPED = frozenset({"bloom", "falcon", "gpt_neox", "gpt_neox_japanese", "persimmon"})
 """With the queries of a key-value head, its key and its value, then those of the next head: [kv heads, queries + 2,
-head_dim]. Each head has a key of its own in GPT-NeoX and BLOOM; Falcon has one for all, for each, or for each group."""
+head_dim]. Each head has a key of its own but in Falcon, which has one for all, for each, or for each group; so it is in
+GPTBigCode where it is told to have no single key for all."""
 
-GATE_FIRST = frozenset({"openlm", "phi3"})
+GATE_FIRST = frozenset({"glm", "glm4", "openlm", "phi3"})
 """With all rows of the gate (what the activation is applied to), then all of up."""
 
 
@@ -38,9 +39,9 @@ def parts_of(config: Any, shape: tuple[int, int], others: list[tuple[int, int]])
     is_gated = shape[0] == 2 * n_in and n_in == (getattr(config, "intermediate_size", None) or n_in)
     kind = getattr(config, "model_type", None)
     if per_group and not (is_gated and _is_like_gating(config, n_in, heads // per_group)):
-        if kind in BLOCKED:
+        if kind in BLOCKED and getattr(config, "multi_query", True):
             return _blocked(heads * head_dim, heads // per_group * head_dim)
-        return _grouped(shape[0], per_group, head_dim) if kind in GROUPED else None
+        return _grouped(shape[0], per_group, head_dim) if kind in GROUPED | {"gpt_bigcode"} else None
     if is_gated:
         return {"gate": slice(0, n_in), "up": slice(n_in, 2 * n_in)} if kind in GATE_FIRST else None
     return {}

@@ -204,15 +204,16 @@ def _routers(name: str, block: nn.Module) -> Iterator[SkippedWeight]:
         for child, beside in parent.named_children():
             if _n_experts(beside):
                 continue
-            # a router may be a module that holds its matrix one level deeper
-            for sub, module in beside.named_modules(prefix=f"{path}.{child}"):
-                weight = getattr(module, "weight", None)
-                if not isinstance(weight, Tensor) or weight.ndim != 2:
-                    continue
-                if len(weight) == n_experts:
-                    yield SkippedWeight(f"{sub}.weight", weight.numel(), f"chooses between {n_experts} experts")
-                elif len(weight) == 1:
-                    yield SkippedWeight(f"{sub}.weight", weight.numel(), "scales the shared expert")
+            # a router may be a module that holds its matrix one level deeper, but one that holds several is none:
+            # a shared expert may be as wide as there are experts
+            matrices = [(key, p) for key, p in beside.named_parameters(prefix=f"{path}.{child}") if p.ndim >= 2]
+            if len(matrices) != 1 or not (key := matrices[0][0]).endswith(".weight"):
+                continue
+            weight = matrices[0][1]
+            if len(weight) == n_experts:
+                yield SkippedWeight(key, weight.numel(), f"chooses between {n_experts} experts")
+            elif len(weight) == 1:
+                yield SkippedWeight(key, weight.numel(), "scales the shared expert")
 
 
 def _n_experts(module: nn.Module) -> int:

@@ -94,6 +94,25 @@ def text_log_likelihoods(
         batch_tokens: tokens in one forward, padding included; a longer sequence goes alone.
         description: what the progress bar is called.
     """
+    return over_texts(
+        lambda ids: token_log_likelihoods(model, ids).cpu(),
+        texts_ids,
+        batch_tokens=batch_tokens,
+        description=description,
+    )
+
+
+def over_texts(
+    score: Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq-1 *values"]],
+    texts_ids: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 4096,
+    description: str = "scoring",
+) -> list[Float[Tensor, "_ *values"]]:
+    """What `score` says of every token but the first of each sequence; in batches padded on the right, longest first.
+
+    Arguments and order as of `text_log_likelihoods`; `score` must not mind what the padding holds.
+    """
     result = [torch.zeros(0) for _ in texts_ids]
     scored = [i for i, ids in enumerate(texts_ids) if len(ids) > 1]
     with progress_bar(description, total=len(scored), unit="it") as bar:
@@ -101,7 +120,7 @@ def text_log_likelihoods(
             indices = [scored[i] for i in batch]
             # what the padding holds does not matter: nothing real looks at it
             padded = pad_sequence([torch.tensor(texts_ids[i]) for i in indices], batch_first=True)
-            for index, values in zip(indices, token_log_likelihoods(model, padded).cpu(), strict=True):
+            for index, values in zip(indices, score(padded), strict=True):
                 result[index] = values[: len(texts_ids[index]) - 1].clone()
             bar.update(len(batch))
     return result
@@ -131,7 +150,7 @@ def target_log_likelihoods(
     size = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
     scores, likeliest = [], []
     with _SCORING, evaluating(model):
-        for start, logits in _logits_at(model, inputs, rows, columns, size):
+        for start, logits in logits_at(model, inputs, rows, columns, size):
             here = (asked >= start) & (asked < start + len(logits))
             index, token = asked[here] - start, tokens[here]
             logits = logits.float()
@@ -140,15 +159,20 @@ def target_log_likelihoods(
     return torch.cat(scores).cpu(), torch.cat(likeliest).cpu()
 
 
-def _logits_at(
+def logits_at(
     model: PreTrainedModel, inputs: Mapping[str, Any], rows: Tensor, columns: Tensor, size: int
 ) -> Iterator[tuple[int, Float[Tensor, "tokens vocab"]]]:
-    """Logits of `size` places at a time, and where in the list of places each portion starts."""
+    """Logits of `size` places at a time, and where in the list of places each portion starts.
+
+    Between two portions the model is as it was. The caller has no gradients on and keeps other threads away.
+    """
     chunks = [slice(start, start + size) for start in range(0, len(rows), size)]
     arguments = {"use_cache": "past_key_values" in inputs, "return_dict": True, **inputs}
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    # the last position alone would still be one of every row, and a batch can have very many
+    none = {"logits_to_keep": torch.zeros(0, dtype=torch.long, device=model.device)} if keeps else {}
     with _recording(_bodies(model)) as recorded:
-        logits = model(**arguments, **({"logits_to_keep": 1} if keeps else {})).logits
+        logits = model(**arguments, **none).logits
     if not keeps or not recorded:
         if keeps:
             logits = model(**arguments).logits
@@ -160,12 +184,48 @@ def _logits_at(
         # the places as one sequence: a head looks at each position by itself
         narrowed = {body: _only(output, rows[chunk], columns[chunk]) for body, output in recorded.items()}
         with _replaying(narrowed):
-            yield chunk.start, model(**alone).logits[0]
+            here = model(**alone).logits[0]
+        yield chunk.start, here
+        del here  # else it is held while the next ones are made
 
 
 def _only(output: Any, rows: Tensor, columns: Tensor) -> Any:
     """What a body returned, with the hidden states of these places alone."""
     return type(output)(last_hidden_state=output[0][rows, columns][None])
+
+
+@torch.no_grad()
+def compare_logits(
+    first: PreTrainedModel,
+    second: PreTrainedModel,
+    input_ids: Int[Tensor, "batch seq"],
+    compare: Callable[[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens vocab"]], Float[Tensor, "tokens values"]],
+    *,
+    logits_bytes: int = LOGITS_BYTES,
+) -> Float[Tensor, "batch seq-1 values"]:
+    """What `compare` says of the next-token logits of two models, for every token of a sequence but the first.
+
+    The bodies run once each; the logits of both, in float32, are there for a few positions at a time.
+
+    Args:
+        input_ids: sequences of two tokens or more, as for `token_log_likelihoods`.
+        compare: the logits of the first and of the second model at the same positions in, which it may change; a few
+            numbers for each position out. Both are on the device of the first.
+        logits_bytes: what the logits of both together may take, as float32.
+    """
+    batch, seq = input_ids.shape
+    rows = torch.arange(batch, device=first.device).repeat_interleave(seq - 1)
+    columns = torch.arange(seq - 1, device=first.device).repeat(batch)
+    size = max(1, logits_bytes // (8 * first.config.get_text_config().vocab_size))
+    values = []
+    with _SCORING, evaluating(first), evaluating(second):
+        portions = [
+            logits_at(one, {"input_ids": input_ids.to(one.device)}, rows.to(one.device), columns.to(one.device), size)
+            for one in (first, second)
+        ]
+        for (_, a), (_, b) in zip(*portions, strict=True):
+            values.append(compare(a.float(), b.to(first.device).float()).cpu())
+    return torch.cat(values).view(batch, seq - 1, -1)
 
 
 def batch_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

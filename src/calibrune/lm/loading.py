@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from calibrune.errors import ConfigError, ModelError
 from calibrune.lm import openlm
 from calibrune.lm.hub import first_line, hub_file
+from calibrune.lm.weights import store_of
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def load_model(
         ModelError: there is no such model, or it cannot be read.
         ConfigError: no such dtype or device; a revision of something that has none.
     """
-    where, kind = _device(device), _dtype(dtype)
+    where, kind = device_of(device), dtype_of(dtype)
     folder, source = locate(str(name), revision)
     options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
     if "offline" in source:
@@ -116,10 +117,33 @@ def load_model(
     return LanguageModel(model.to(where).eval(), tokenizer, source)
 
 
+def check_exists(name: str, revision: str | None = None) -> None:
+    """Raise `ModelError` unless there is such a model: its weights are not loaded (those of a GGUF are converted)."""
+    locate(name, revision)
+
+
+def runs_well(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the machine computes with such numbers itself: where not, float32 is faster, and no less exact."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if device.type == "cuda":
+        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    able = (
+        ("_is_amx_fp16_supported",)
+        if dtype == torch.float16
+        else ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return any(getattr(torch.cpu, name, lambda: False)() for name in able)
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """Twelve hex digits that change when any weight does; where and how they are stored does not matter."""
-    digest = hashlib.sha256()
+    digest, store = hashlib.sha256(), store_of(model)
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta and store is not None:
+            tensor = store.tensor(name)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
@@ -130,6 +154,7 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ModelError: there is no such model.
+        ConfigError: a revision of something that has none.
     """
     path = Path(name).expanduser()
     is_file, is_package = path.suffix.lower() == ".gguf", name.startswith("package:")
@@ -260,7 +285,7 @@ def _read(
     name: str, folder: str, *, dtype: torch.dtype | str, **options: Any
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model by transformers; a weight that the checkpoint lacks is an error, not a random number."""
-    with _explained(name):
+    with explained(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
@@ -296,7 +321,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _dtype(name: str) -> torch.dtype | str:
+def dtype_of(name: str) -> torch.dtype | str:
+    """The dtype of this name, or "auto"."""
     if name == "auto":
         return "auto"
     dtype = getattr(torch, name, None)
@@ -305,7 +331,8 @@ def _dtype(name: str) -> torch.dtype | str:
     return dtype  # type: ignore[no-any-return]
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of this name, which can be used here; "auto" takes CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -317,7 +344,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn what transformers raises on a model that cannot be read into one sentence."""
     try:
         yield

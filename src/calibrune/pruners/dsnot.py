@@ -1,5 +1,6 @@
 """DSnoT: another method's mask, refined without training by swapping pruned and kept weights row by row."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from calibrune.activations.statistics import InputMoments, InputNorm, InputStatistic, LayerStats
 from calibrune.patterns import SemiStructured, SparsityPattern
+from calibrune.pruners.alps import ALPS
 from calibrune.pruners.magnitude import Magnitude
 from calibrune.pruners.pruner import ChecksPattern, PrunedWeight, Pruner
 from calibrune.pruners.ria import RIA
@@ -17,17 +19,23 @@ from calibrune.pruners.sparsegpt import SparseGPT
 from calibrune.pruners.wanda import Wanda
 from calibrune.settings import choose, settings
 
-INITIAL: dict[str, type[Pruner]] = {"wanda": Wanda, "magnitude": Magnitude, "ria": RIA, "sparsegpt": SparseGPT}
+INITIAL: dict[str, type[Pruner]] = {
+    "wanda": Wanda, "magnitude": Magnitude, "ria": RIA, "sparsegpt": SparseGPT, "alps": ALPS,
+}  # fmt: skip
 """Methods to start from, by name; in Python any pruner will do."""
 
 
 def _by_name(given: Any) -> Any:
+    """`sparsegpt`, or `{name: sparsegpt, damping: 0.1}`."""
+    if isinstance(given, Mapping) and "name" in given:
+        options = {key: value for key, value in given.items() if key != "name"}
+        return choose(INITIAL, "initial method", str(given["name"]), options)
     return choose(INITIAL, "initial method", given, {}) if isinstance(given, str) else given
 
 
 @settings
 class DSnoT:
-    """Dynamic sparse no training: regrow and prune by expected error (Zhang et al., ICLR 2024, arXiv 2310.08915).
+    """Dynamic sparse no training on all layers: regrow and prune by expected error (Zhang et al., 2024, 2310.08915).
 
     The error of a row is what its pruned weights would have given on average: the sum of weight x mean input over them.
     A swap brings back the pruned weight that lowers its size most for its input's variance, and takes away the least
@@ -159,6 +167,11 @@ class DSnoT:
         return mask
 
 
+def _as_published(given: Any) -> Any:
+    """`{initial: magnitude}`: with the last swap kept, unless told otherwise."""
+    return DSnoT(**{"keep_best": False, **given}) if isinstance(given, dict) else given
+
+
 @settings
 class DSnoTPublished:
     """DSnoT as its released code runs it: only layers whose name lacks `skip` are refined, the last swap is kept.
@@ -167,7 +180,7 @@ class DSnoTPublished:
     of the two are of two methods.
     """
 
-    refine: DSnoT = DSnoT(keep_best=False)
+    refine: Annotated[DSnoT, BeforeValidator(_as_published)] = DSnoT(keep_best=False)
     """The refinement, and by its `initial` what the other layers get."""
     skip: str = "mlp"
     """Layers with this in their name keep the initial mask."""

@@ -42,7 +42,7 @@ class PerLayer(Protocol):
 
 @runtime_checkable
 class ChecksPattern(Protocol):
-    """A pruner that cannot give every pattern, and says so before any work."""
+    """A pruner or allocator that cannot give every pattern, and says so before any work."""
 
     def check_pattern(self, pattern: SparsityPattern) -> None:
         """Raise `ConfigError` for a pattern that it cannot give."""

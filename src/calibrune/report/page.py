@@ -37,6 +37,15 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """A table that is hidden until its title is clicked: what few readers ask for, and those must find."""
+
+    title: str
+    table: Table
+    kind: ClassVar[str] = "folded"
+
+
+@dataclass(frozen=True)
 class Picture:
     """An SVG from `report.plots`: it goes into the page as it is, so it must come from nowhere else."""
 
@@ -80,7 +89,7 @@ class Samples:
     kind: ClassVar[str] = "samples"
 
 
-Section = Heading | Paragraph | Grid | Picture | Preformatted | Samples
+Section = Heading | Paragraph | Grid | Folded | Picture | Preformatted | Samples
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from calibrune.errors import ConfigError
 from calibrune.report.extras import import_extra
-from calibrune.report.tables import shown
+from calibrune.report.tables import display_width, shown
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
 INK, MUTED, GRID = "#1F2933", "#5F6B7A", "#E4E7EB"
@@ -182,6 +182,59 @@ def histogram(
     )
     label = label.transform_calculate(label="'median ' + format(datum.median, '.4')")
     return _svg(alt.layer(bars, rule, label).properties(width=WIDTH, height=HEIGHT), title)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with the ends of its interval; without them a point alone is drawn."""
+
+    row: str
+    value: float
+    low: float | None
+    high: float | None
+    stands_out: bool
+    """Drawn filled, and in the stronger colour."""
+
+
+def interval_chart(
+    intervals: Sequence[Interval], *, title: str = "", x_title: str = "difference", format: str = "~g"
+) -> str:
+    """Differences with their intervals as SVG, one under the other, and a rule at zero.
+
+    Args:
+        intervals: in the order to show them, all under names of their own.
+        format: of the numbers on the axis, as D3 writes them.
+    """
+    alt = import_extra("altair")
+    if not intervals:
+        raise ConfigError("a chart of intervals needs at least one")
+    if len({one.row for one in intervals}) < len(intervals):
+        raise ConfigError("two intervals have the same name, so they would be drawn as one")
+    ends = [end for one in intervals for end in (one.value, one.low, one.high, 0.0) if end is not None]
+    room = 0.06 * (max(ends) - min(ends)) or 1.0
+    data = [
+        {
+            "row": one.row,
+            "value": one.value,
+            "low": one.value if one.low is None else one.low,
+            "high": one.value if one.high is None else one.high,
+            "strong": one.stands_out,
+        }
+        for one in intervals
+    ]
+    # a reader's font may be wider than the one that this is measured with
+    longest = min(380, 8 * max(display_width(one.row) for one in intervals))
+    names = alt.Axis(minExtent=longest, labelLimit=longest, labelColor=INK, domain=False, ticks=False, grid=True)
+    scale = alt.Scale(domain=[min(ends) - room, max(ends) + room], nice=False)
+    across = alt.X("low:Q", title=x_title, scale=scale, axis=alt.Axis(format=format, tickCount=6, grid=True))
+    colour, fill = (alt.condition("datum.strong", alt.value(VERMILION), alt.value(one)) for one in (MUTED, "white"))
+    base = alt.Chart(alt.Data(values=data)).encode(y=alt.Y("row:N", sort=None, title=None, axis=names))
+    layers = [
+        base.mark_rule(strokeWidth=2).encode(x=across, x2="high:Q", color=colour),
+        alt.Chart(alt.Data(values=[{}])).mark_rule(color=INK).encode(x=alt.datum(0)),
+        base.mark_point(size=70, opacity=1, strokeWidth=2).encode(x="value:Q", stroke=colour, fill=fill),
+    ]
+    return _svg(alt.layer(*layers).properties(width=WIDTH - longest, height=26 * len(data)), title)
 
 
 def _bar(name: Any, value: float | None, error: float | None) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def checkpoint_text(manifest: Mapping[str, Any], *, every_layer: bool = False) -
     about = {
         "method": request["pruner"]["name"] + (f" ({_facts(settings)})" if settings else ""),
         "zeros": f"{report['sparsity']:.2%} of the weights of {len(report['layers'])} layers, which are "
-        f"{report['coverage']:.1%} of the model{_rounding(report['layers'])}",
+        f"{report['coverage']:.1%} of the model{_of_decoder(report)}{_rounding(report['layers'])}",
+        **_not_covered(report),
         "calibration": _calibration(calibration),
         **remarks(report["layers"]),
         "allocation": f"{_facts(request['allocation'], first='name')}; propagation {request['propagate']}",
@@ -54,13 +55,20 @@ def model_text(found: Mapping[str, Any], *, every_layer: bool = False) -> str:
     context = found["context_length"]
     about = {
         "parameters": f"{found['parameters']:,} in {found['dtype']}",
-        "prunable": f"{found['coverage']:.1%} of them, in {len(found['layers'])} layers of {found['blocks']} blocks",
+        "prunable": f"{found['coverage']:.1%} of them{_of_decoder(found)}, in {len(found['layers'])} layers of "
+        f"{found['blocks']} blocks",
         **_not_covered(found),
         "context": f"{context:,} tokens" if context else "not known",
         "vocabulary": f"{found['vocab_size']:,} tokens",
     }
     head = f"{found['source']['name']} ({found['architecture']})"
     return "\n".join([head, *_named(about), *_layers(found["layers"], every_layer)])
+
+
+def _of_decoder(found: Mapping[str, Any]) -> str:
+    """The share of the decoder blocks, where it is recorded."""
+    share = found.get("decoder_coverage")
+    return "" if share is None else f" and {share:.1%} of its decoder blocks"
 
 
 def _not_covered(found: Mapping[str, Any]) -> dict[str, str]:

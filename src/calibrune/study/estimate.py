@@ -1,6 +1,5 @@
 """What a study will take, before it begins: time, memory and disk, roughly, and how that was worked out."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -16,9 +15,12 @@ from calibrune.activations.statistics import InputHessian
 from calibrune.calibration.spec import DEFAULT_LENGTH, DEFAULT_SAMPLES, parse_spec, parts_of
 from calibrune.corpora.journal import BYTES_PER_TOKEN
 from calibrune.errors import CalibruneError
+from calibrune.evaluation.perplexity import TextPerplexity, WindowPerplexity
 from calibrune.evaluation.tasks import parse_tasks
+from calibrune.evaluation.texts import protocol_of
 from calibrune.lm.layout import decoder_blocks, n_parameters
-from calibrune.lm.loading import UNREADABLE, locate
+from calibrune.lm.loading import UNREADABLE, device_of, locate
+from calibrune.lm.speed import operations_per_second
 from calibrune.study.plan import StudyPlan
 from calibrune.study.spec import Evaluation, Model, Recipe, RunSpec
 
@@ -29,7 +31,7 @@ HESSIAN = 1.5
 GENERATION = 4.0
 """How much dearer a written token is than a read one."""
 TEXT_TOKENS, TEXTS = 120, 1000
-"""Of an evaluation text of Alpaca, and how many there are where nobody limits them."""
+"""Of an evaluation text that is measured by itself, and how many there are where nobody limits them."""
 ITEM_TOKENS, ITEMS, SUBTASKS = 60, 2000, {"mmlu": 57}
 """Of a question with its choices, whose context is shared; questions where nobody limits them; tasks in a group."""
 ROW_BYTES = 60_000
@@ -50,7 +52,16 @@ class Size:
     parameters: int
     prunable: int
     width: int
-    bytes_per_weight: int
+    dtype: str
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """As the weights are computed with."""
+        return int(getattr(torch, self.dtype).itemsize)
+
+    def operations_per_second(self) -> float:
+        """Of its passes, on the device that `auto` takes."""
+        return EFFICIENCY * operations_per_second(self.width, getattr(torch, self.dtype), device_of("auto"))
 
 
 def outlook(plan: StudyPlan) -> dict[str, Any]:
@@ -59,11 +70,11 @@ def outlook(plan: StudyPlan) -> dict[str, Any]:
     Estimates are None where a model's configuration is not to be had.
     """
     sizes = {model: _size(model) for model in plan.models}
-    speed = EFFICIENCY * _flops_per_second() if any(sizes.values()) else 0.0
-    seconds = [_seconds(spec, sizes[spec.model], speed) for spec in plan.runs]
+    speeds = {model: 0.0 if size is None else size.operations_per_second() for model, size in sizes.items()}
+    seconds = [_seconds(spec, sizes[spec.model], speeds[spec.model]) for spec in plan.runs]
     generated = {_drawn_from(spec) for spec in plan.runs if _is_written(spec)}
-    tokens = [(_written(recipe), sizes[model]) for model, recipe, _ in generated if recipe]
-    writing = [None if size is None else GENERATION * 2 * size.parameters * n / speed for n, size in tokens]
+    tokens = [(_written(recipe), model) for model, recipe, _ in generated if recipe]
+    writing = [GENERATION * 2 * size.parameters * n / speeds[model] for n, model in tokens if (size := sizes[model])]
     known = all(sizes.values())
     return {
         "study": plan.name,
@@ -71,7 +82,7 @@ def outlook(plan: StudyPlan) -> dict[str, Any]:
         "runs": [{"id": spec.id, "run": str(spec)} for spec in plan.runs],
         "shared": _shared(plan.runs, len(generated)),
         "estimate": {
-            "seconds": sum(filter(None, [*seconds, *writing])) if known else None,
+            "seconds": sum([*filter(None, seconds), *writing]) if known else None,
             "memory_bytes": max(map(_memory, plan.runs, [sizes[s.model] for s in plan.runs])) if known else None,
             "disk_bytes": len(plan.runs) * ROW_BYTES + BYTES_PER_TOKEN * sum(n for n, _ in tokens),
             "basis": BASIS,
@@ -131,9 +142,16 @@ def _evaluated(evaluation: Evaluation) -> int:
     if evaluation.tasks:
         n = sum(SUBTASKS.get(request.name, 1) for request in parse_tasks(evaluation.tasks))
         return n * ITEM_TOKENS * (evaluation.limit or ITEMS)
-    names = str(evaluation.perplexity).split(",")
-    each = [TEXT_TOKENS if name == "alpaca" else evaluation.seq_len or DEFAULT_LENGTH for name in names]
-    return sum(each) * (evaluation.limit or TEXTS)
+    return sum(_measured(text, evaluation) for text in evaluation.texts)
+
+
+def _measured(text: str, evaluation: Evaluation) -> int:
+    """Tokens of one text, about."""
+    protocol, reading, _ = protocol_of(text)
+    n = min(filter(None, (evaluation.limit, reading.limit)), default=TEXTS)
+    if isinstance(protocol, WindowPerplexity):
+        return n * (evaluation.seq_len or protocol.seq_len)
+    return n * (TEXT_TOKENS if isinstance(protocol, TextPerplexity) else DEFAULT_LENGTH)
 
 
 def _memory(spec: RunSpec, size: Size | None) -> int:
@@ -157,9 +175,8 @@ def _size(model: Model) -> Size | None:
             prunable = sum(layer.weight.numel() for block in decoder_blocks(empty) for layer in block.layers)
         except _NOT_AT_HAND:
             return None
-    dtype = str(getattr(config, "dtype", None) or "") if model.dtype == "auto" else model.dtype
-    width = int(getattr(config.get_text_config(), "hidden_size", 0))
-    return Size(n_parameters(empty), prunable, width, 2 if dtype.endswith("16") else 4)
+    dtype = str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype
+    return Size(n_parameters(empty), prunable, config.get_text_config().hidden_size, dtype)
 
 
 @contextmanager
@@ -170,15 +187,3 @@ def _quiet() -> Any:
         yield
     finally:
         transformers_logging.set_verbosity(level)
-
-
-def _flops_per_second() -> float:
-    """Of a matrix product on the device that `auto` takes."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = torch.ones(2048, 576, device=device), torch.ones(576, 1536, device=device)
-    best = float("inf")
-    for _ in range(8):
-        start = time.perf_counter()
-        float((a @ b).sum())  # a number in hand: the device is done
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048 * 576 * 1536 / best

@@ -151,14 +151,13 @@ def _without_idle(spec: RunSpec) -> RunSpec:
     pruner, allocator, target = spec.method, spec.sharing, parse_target(str(spec.pattern))
     assert pruner is not None
     assert allocator is not None
-    for one in (pruner, allocator):
-        try:
-            check_pattern(one, target)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error}; or leave it out: exclude: [{{pruner: {spec.pruner}, allocator: {spec.allocator}, pattern: "
-                f"{percent(target)!r}}}]"
-            ) from None
+    try:
+        check_pattern(pruner, target, allocator)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; or leave it out: exclude: [{{pruner: {spec.pruner}, allocator: {spec.allocator}, pattern: "
+            f"{percent(target)!r}}}]"
+        ) from None
     reader = needs_data(pruner, allocator)
     if reader is None:
         return replace(spec, calibration=None, seed=None, propagation=None, proxies=())

@@ -11,7 +11,7 @@ from calibrune.calibration.spec import DEFAULT_SAMPLES, check_options, is_finish
 from calibrune.calibration.windows import Windows
 from calibrune.errors import ConfigError
 from calibrune.evaluation.tasks import parse_tasks
-from calibrune.evaluation.texts import DATASETS
+from calibrune.evaluation.texts import DATASETS, protocol_of
 from calibrune.patterns import parse_target
 from calibrune.proxies import PROXIES
 from calibrune.prune import MIN_EXPERT_TOKENS
@@ -190,9 +190,11 @@ def _evaluations(file: PlanFile) -> Iterator[Evaluation]:
                 raise ConfigError(f"{given!r} is no mapping; write `- perplexity: alpaca` or `- tasks: arc_easy,piqa`")
             file.check_keys(given, [f.name for f in fields(Evaluation)], "an evaluation", "evaluations", i)
             made = Evaluation(**given)
-            for text in (made.perplexity or "").split(",") if made.perplexity else ():
-                if text not in DATASETS and not Path(text).suffix:
-                    raise ConfigError(f"there is no evaluation text {text!r}{nearest(text, DATASETS)}")
+            for text in made.texts:
+                name = parse_spec(text)[0]
+                if name not in DATASETS and not Path(name).suffix:
+                    raise ConfigError(f"there is no evaluation text {name!r}{nearest(name, DATASETS)}")
+                protocol_of(text)
             _ = made.tasks and parse_tasks(made.tasks)
             yield made
 

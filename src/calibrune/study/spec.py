@@ -19,6 +19,8 @@ from calibrune.corpora.named import hub_settings
 from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.tasks import harness_version
+from calibrune.evaluation.texts import protocol_of
+from calibrune.evaluation.word_perplexity import WordPerplexity
 from calibrune.lm.loading import DtypeName
 from calibrune.patterns import percent
 from calibrune.prune import MIN_EXPERT_TOKENS
@@ -63,13 +65,19 @@ class Evaluation:
     """One measurement of every model: perplexities, or tasks."""
 
     perplexity: str | None = None
-    """Texts by name, with commas, or a file."""
+    """Texts as for `calibrune evaluate`, NAME[:key=value] with commas."""
     tasks: str | None = None
     """Of lm-evaluation-harness, with commas; `study`: seven of them."""
     limit: Annotated[int, Ge(1)] | None = None
     """The first so many texts or windows; of tasks, so many documents of each, drawn once for the whole study."""
     seq_len: Annotated[int, Ge(2)] | None = None
-    bos: Bos = "tokenizer"
+    """Tokens in a window, as `bos` where the text does not say."""
+    bos: Bos | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The single texts; none where tasks are measured."""
+        return tuple(parts_of(self.perplexity)) if self.perplexity is not None else ()
 
     def __post_init__(self) -> None:
         if (self.perplexity is None) == (self.tasks is None):
@@ -159,8 +167,11 @@ class RunSpec:
 
 def _versions_of(spec: RunSpec) -> dict[str, str]:
     kept = {name: version for name, version in versions().items() if name != "python"}
-    with_tasks = any(one.tasks for one in spec.evaluations)
-    return kept | ({"lm_eval": harness_version()} if with_tasks else {})
+    texts = [text for one in spec.evaluations for text in one.texts]
+    by_harness = any(one.tasks for one in spec.evaluations) or any(
+        isinstance(protocol_of(text)[0], WordPerplexity) for text in texts
+    )
+    return kept | ({"lm_eval": harness_version()} if by_harness else {})
 
 
 def pruner_of(text: str) -> Pruner:

@@ -11,7 +11,7 @@ import torch
 
 from calibrune.allocators import SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import build_calibration
+from calibrune.calibration.spec import build_calibration, parse_spec
 from calibrune.checkpoint import versions
 from calibrune.errors import CalibruneError
 from calibrune.evaluation.harness import evaluate_tasks
@@ -183,21 +183,22 @@ class Workbench:
             rows = None if self._data is None else LocalRows(self._data)
             load_tasks(parse_tasks(evaluation.tasks), rows)
             return sorted(rows.files.items()) if rows else []
-        return [self._text(name).source for name in str(evaluation.perplexity).split(",")]
+        return [self._text(spec).source for spec in evaluation.texts]
 
-    def _text(self, name: str) -> EvaluationTexts:
-        if name not in self._texts:
+    def _text(self, spec: str) -> EvaluationTexts:
+        if spec not in self._texts:
+            name = parse_spec(spec)[0]
             here = self._data / name if self._data and name not in DATASETS else None
-            self._texts[name] = evaluation_texts(str(here) if here and here.is_file() else name, self._data)
-        return self._texts[name]
+            place = str(here) if here and here.is_file() else name
+            self._texts[spec] = evaluation_texts(place + spec.removeprefix(name), self._data)
+        return self._texts[spec]
 
     def _scores(self, evaluation: Evaluation) -> list[Score]:
         lm, limit = self.lm, evaluation.limit
         if evaluation.tasks:
             return evaluate_tasks(lm, parse_tasks(evaluation.tasks), data=self._data, limit=limit)
-        texts = [self._text(name) for name in str(evaluation.perplexity).split(",")]
-        windows = [text.with_windows(lm, evaluation.seq_len, evaluation.bos) for text in texts]
-        return [score for text in windows for score in text.scores(lm, limit)]
+        texts = [self._text(spec).fitted(lm, evaluation.seq_len, evaluation.bos) for spec in evaluation.texts]
+        return [score for text in texts for score in text.scores(lm, limit)]
 
 
 def _head(spec: RunSpec) -> dict[str, Any]:
