@@ -18,7 +18,7 @@ from calibrune.errors import CalibruneError
 
 P = ParamSpec("P")
 
-_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate")
+_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate", "study")
 
 
 class Verbs(TyperGroup):
