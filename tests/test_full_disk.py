@@ -14,6 +14,9 @@ from calibrune.corpora.journal import Journal
 from calibrune.errors import OutputError, RunError
 from calibrune.lm.generation import GeneratedText
 from calibrune.proxies import Context
+from calibrune.study.samples import SampleStatistics
+from calibrune.study.sets import SetStore
+from calibrune.study.spec import Recipe
 
 CANNOT = r"cannot be kept in .* \(File too large\)"
 
@@ -74,6 +77,25 @@ def test_measurements_that_cannot_be_kept_leave_nothing_half_behind(cache):
     with room_for(100), pytest.raises(RunError, match=f"^what was measured {CANNOT}"):
         context.moments(CalibrationSet.from_ids(random_ids()))
     assert files(cache) == []
+
+
+def test_statistics_of_samples_that_cannot_be_kept_leave_nothing_half_behind(cache):
+    statistics, data = SampleStatistics(tiny_lm(), "weights"), CalibrationSet.from_ids(random_ids())
+    with room_for(100), pytest.raises(RunError, match=f"^the statistics of a sample {CANNOT}"):
+        statistics.of(data, 4096)
+    assert files(cache) == []
+
+
+def test_a_set_of_a_study_that_cannot_be_kept_is_not_called_missing(cache):
+    sets = SetStore(tiny_lm(), None)
+    recipe = Recipe(name="random", source="random", spec="random", samples=4, seq_len=24)
+    with (
+        room_for(100),
+        pytest.raises(RunError, match=r"^a calibration set cannot be kept in .*File too large.*CALIBRUNE_CACHE"),
+    ):
+        sets.get(recipe, 0)
+    assert files(cache) == []
+    assert sets.get(recipe, 0).n_samples == 4
 
 
 def test_rows_of_the_hub_that_cannot_be_kept_are_not_called_damaged(cache, monkeypatch):

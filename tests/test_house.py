@@ -109,7 +109,7 @@ def test_every_room_is_in_the_order_of_rooms():
 def test_the_house_is_small():
     lines = {module_of(path): len(path.read_text().splitlines()) for path in FILES}
     assert {module: n for module, n in lines.items() if n > 400} == {}
-    assert sum(lines.values()) <= 18_000
+    assert sum(lines.values()) <= 20_000
 
 
 def test_no_room_is_a_lumber_room():
@@ -164,7 +164,7 @@ def test_the_examples_in_the_docstrings_run(path):
 
 
 def test_no_file_knows_the_machine_it_was_written_on():
-    folders = ("src", "tests", "docs", "benchmarks", ".ci")
+    folders = ("src", "tests", "docs", "plans", "benchmarks", ".ci")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     files += [path for path in REPOSITORY.iterdir() if path.is_file()]
     texts = {".py", ".md", ".toml", ".txt", ".jsonl", ".json", ".yaml", ".yml", ".html", ""}

@@ -1,7 +1,7 @@
 """The main job: engine + pruner + allocation -> a pruned model and a report of every layer."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibrune.activations.statistics import InputPeak, InputSample
-from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, stream_blocks
+from calibrune.activations.statistics import InputPeak, InputSample, LayerStats
+from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, blocks_with, stream_blocks
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
@@ -50,7 +50,7 @@ class LayerReport:
     none."""
     output_error: float | None
     """Squared change of the layer's output over the squared output, on a sample of its calibration inputs (8 tokens of
-    each sequence); None where the method sees no inputs, or all outputs are 0."""
+    each sequence); None where the method sees no inputs, statistics were given, or all outputs are 0."""
     seconds: float
     """Time of the pruning itself, without the passes through the model."""
     fallback: str | None = None
@@ -103,6 +103,7 @@ def prune_model(
     propagate: Propagate = "pruned",
     batch_tokens: int = BATCH_TOKENS,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
+    statistics: Mapping[str, LayerStats] | None = None,
     already: Sequence[LayerReport] = (),
     after_block: Callable[[DecoderBlock, Sequence[LayerReport]], None] | None = None,
 ) -> PruneReport:
@@ -126,6 +127,8 @@ def prune_model(
         batch_tokens: tokens that go through a block at once: memory against speed; changes results by rounding only.
         min_expert_tokens: an expert that saw fewer calibration tokens is pruned by magnitude within its rows, and the
             report says so; 0: only one that saw none.
+        statistics: what the dense model's layers see of the calibration data, by layer, where that is known already:
+            then nothing is run. For `propagate="dense"`; output errors, which need inputs, are not measured.
         already: the reports of the first blocks, whole ones, where their weights are pruned: it goes on after them.
         after_block: called with each block and its reports as soon as its weights are final.
 
@@ -142,6 +145,10 @@ def prune_model(
         raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
     if min_expert_tokens < 0:
         raise ConfigError(f"min_expert_tokens must be 0 or more, got {min_expert_tokens}")
+    if statistics is not None and propagate != "dense":
+        raise ConfigError(
+            "statistics are of the dense model, so for propagate='dense', got 'pruned': leave one of them out"
+        )
     allocation = Uniform() if allocation is None else allocation
     check_pattern(pruner, target, allocation)
     _check_weights(model)
@@ -151,16 +158,22 @@ def prune_model(
     _check_layers(model, allocation, pruner)
     start = time.perf_counter()
     reports = list(already)
-    blocks = stream_blocks(
-        model,
-        data.input_ids if data else None,
-        (*pruner.requires, InputSample) if pruner.requires else (),
-        propagate=propagate,
-        batch_tokens=batch_tokens,
-        attention_mask=data.attention_mask if data else None,
-        start=len({report.block for report in already}),
-        description=f"pruning ({type(pruner).__name__}, {percent(target)})",
-    )
+    start_block = len({report.block for report in already})
+    description = f"pruning ({type(pruner).__name__}, {percent(target)})"
+    is_measured = bool(pruner.requires) and statistics is None
+    if statistics is None:
+        blocks = stream_blocks(
+            model,
+            data.input_ids if data else None,
+            (*pruner.requires, InputSample) if is_measured else (),
+            propagate=propagate,
+            batch_tokens=batch_tokens,
+            attention_mask=data.attention_mask if data else None,
+            start=start_block,
+            description=description,
+        )
+    else:
+        blocks = blocks_with(model, statistics, start=start_block, description=description)
     with _saying_how_far(reports):
         for block in blocks:
             for inputs in block.layers:
@@ -169,7 +182,7 @@ def prune_model(
                 fallback = _fallback(inputs, min_expert_tokens)
                 pruned = _prune_layer(inputs, Magnitude(group="row") if fallback else pruner, asked)
                 seconds = time.perf_counter() - layer_start
-                error = _output_error(inputs, pruned) if pruner.requires else None
+                error = _output_error(inputs, pruned) if is_measured else None
                 inputs.layer.replace_weight(pruned.weight)
                 reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
             if after_block is not None:

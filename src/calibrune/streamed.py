@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from calibrune.activations.kept import BUDGET
 from calibrune.activations.stream import Propagate
@@ -29,6 +27,7 @@ from calibrune.checkpoint import MASKS, PruneRequest, check_free, give_name, pac
 from calibrune.errors import OutputError, RunError
 from calibrune.lm.layout import DecoderBlock, decoder_blocks, n_parameters
 from calibrune.lm.loading import UNFINISHED, LanguageModel, sha256_of
+from calibrune.lm.speed import operations_per_second
 from calibrune.lm.weights import INDEX, SINGLE, Shards, names_in_blocks, source_keys, store_of
 from calibrune.patterns import parse_pattern, parse_target
 from calibrune.prune import LayerReport, PruneReport, prune_model
@@ -112,22 +111,9 @@ def plan(lm: LanguageModel, calibration: CalibrationSet | None, request: PruneRe
         f"method gathers, {_bytes(disk)} of disk"
     )
     passes = 2 if request.propagate == "pruned" else 1
-    seconds = 2 * passes * tokens * sum(sizes) / _products_per_second(model)
+    speed = operations_per_second(model.config.get_text_config().hidden_size, model.dtype, model.device)
+    seconds = 2 * passes * tokens * sum(sizes) / speed
     return f"{said}, and for the passes through the model about {_duration(seconds)}" if tokens else said
-
-
-def _products_per_second(model: PreTrainedModel) -> float:
-    """Multiplications and additions per second of a matrix product like the model's, measured in a moment."""
-    width: int = model.config.get_text_config().hidden_size
-    a = torch.ones(1024, width, dtype=model.dtype, device=model.device)
-    b = torch.ones(width, width, dtype=model.dtype, device=model.device)
-    (a @ b).sum().item()
-    start, n = time.perf_counter(), 0
-    took = 0.0
-    while (took := time.perf_counter() - start) < 0.2:
-        (a @ b).sum().item()
-        n += 1
-    return 2.0 * n * a.numel() * b.shape[1] / took
 
 
 def _bytes(n: float) -> str:

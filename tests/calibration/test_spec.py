@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 from tiny_models import VOCAB, random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import build_calibration, is_finished, parse_spec, parts_of, short_name
+from calibrune.calibration.spec import (
+    build_calibration,
+    check_options,
+    is_finished,
+    parse_spec,
+    parts_of,
+    prepare_calibration,
+    short_name,
+)
 from calibrune.errors import CalibrationError, CalibruneError, ConfigError
 from calibrune.lm.loading import LanguageModel
 
@@ -332,3 +340,24 @@ def test_a_set_of_another_models_tokenizer_is_refused_and_its_bare_tokens_are_no
     with pytest.raises(CalibrationError, match=r"made with another tokenizer \(\w{12}\) than this model's \(\w{12}\)"):
         build_calibration("ours", other)
     assert torch.equal(build_calibration("ours/calibration.safetensors", other).input_ids, made.input_ids)
+
+
+@pytest.mark.parametrize("spec", ["c4:scan=10", "selfgen:engine=server:url=http://a/v1", "a.txt:dedup=0.8,c4"])
+def test_options_are_checked_without_opening_or_fetching_anything(spec):
+    check_options(spec)
+
+
+@pytest.mark.parametrize("spec", ["c4:scam=10", "selfgen:prefixes=2", "a.txt:windows=packed,random:dedup=0.5"])
+def test_an_option_that_a_source_does_not_know_is_told(spec):
+    with pytest.raises(ConfigError, match=r"has no option"):
+        check_options(spec)
+
+
+def test_what_a_set_is_made_from_is_known_before_it_is_made(tmp_path):
+    (tmp_path / "a.txt").write_text("all work and no play " * 40)
+    lm = tiny_lm()
+    prepared = prepare_calibration(str(tmp_path / "a.txt"), n_samples=2, seq_len=16, seed=3)
+    said, made = prepared.describe(lm), prepared(lm)
+    assert said == {key: made.manifest[key] for key in said}
+    made.save(tmp_path / "set")
+    assert prepare_calibration(str(tmp_path / "set")).describe(lm) == {"tokens": made.fingerprint}

@@ -5,7 +5,7 @@ batched changes nothing beyond what the model's own arithmetic does to its activ
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -37,6 +37,16 @@ class InputStatistic(ABC):
             raise TypeError(f"{type(self).__name__} cannot add up with {type(other).__name__}")
         self._join(other)
         self.tokens += other.tokens
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it has seen, by field; for kinds that hold nothing but tensors and counts."""
+        return {name: torch.as_tensor(value) for name, value in vars(self).items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another of the same kind and width was when it gave this state."""
+        for name, value in state.items():
+            mine = vars(self).get(name)
+            setattr(self, name, value.to(mine) if isinstance(mine, Tensor) else int(value))
 
     @abstractmethod
     def _add(self, x: Float[Tensor, "tokens in"]) -> None:
@@ -202,6 +212,11 @@ class LayerStats:
         """Add the inputs of one sequence to every statistic."""
         for statistic in self._by_type.values():
             statistic.update(x)
+
+    def merge(self, other: "LayerStats") -> None:
+        """Add all that those of another have seen, of the same layer and kinds."""
+        for kind, statistic in self._by_type.items():
+            statistic.merge(other[kind])
 
     @property
     def tokens(self) -> int | None:

@@ -3,7 +3,8 @@
 Pruning, allocating sparsity and measuring an error are each the body of a `for` over `stream_blocks`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,11 +75,7 @@ def stream_blocks(
     """
     blocks = decoder_blocks(model)
     if not requires:
-        for block in track(blocks, description, unit="block"):
-            if block.index < start:
-                continue
-            load_block(model, block)
-            yield BlockInputs(block, tuple(LayerInputs(layer, _no_stats()) for layer in block.layers))
+        yield from blocks_with(model, defaultdict(_no_stats), start=start, description=description)
         return
     if input_ids is None:
         raise ValueError("stream_blocks needs input_ids to collect " + ", ".join(kind.__name__ for kind in requires))
@@ -91,6 +88,17 @@ def stream_blocks(
         )
     finally:
         model.train(was_training)
+
+
+def blocks_with(
+    model: PreTrainedModel, statistics: Mapping[str, LayerStats], *, start: int = 0, description: str = "blocks"
+) -> Iterator[BlockInputs]:
+    """Yield the decoder blocks from `start` on, with statistics that are there already, by layer; nothing is run."""
+    for block in track(decoder_blocks(model), description, unit="block"):
+        if block.index < start:
+            continue
+        load_block(model, block)
+        yield BlockInputs(block, tuple(LayerInputs(layer, statistics[layer.name]) for layer in block.layers))
 
 
 def _stream(

@@ -1,7 +1,8 @@
 """What users write for calibration data: `c4.jsonl.gz`, `selfgen:prefix_tokens=2`, a folder, tokens of their own."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +115,54 @@ def build_calibration(
     return prepare_calibration(spec, n_samples=n_samples, seq_len=seq_len, seed=seed)(lm)
 
 
+@dataclass(frozen=True)
+class PreparedCalibration:
+    """A SPEC that was checked: called with the model, it makes the set."""
+
+    made: CalibrationSet | Callable[[LanguageModel], CalibrationRecipe]
+    """Finished tokens, or how the recipe follows from the model."""
+
+    def __call__(self, lm: LanguageModel) -> CalibrationSet:
+        """Make the set, and check that it fits."""
+        if isinstance(self.made, CalibrationSet):
+            return _fitting(self.made, lm)
+        recipe = self.made(lm)
+        return _fitting(build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length), lm)
+
+    def describe(self, lm: LanguageModel) -> dict[str, Any]:
+        """All that can change the tokens but the tokenizer, as JSON: known before the set is made."""
+        if isinstance(self.made, CalibrationSet):
+            return {"tokens": self.made.fingerprint}
+        return self.made(lm).describe()
+
+
 def prepare_calibration(
     spec: str, *, n_samples: int | None = None, seq_len: int | None = None, seed: int = 0
-) -> Callable[[LanguageModel], CalibrationSet]:
+) -> PreparedCalibration:
     """Check all of a SPEC that can be checked without the model; what is returned makes the set, given the model.
 
     So a typing error is told before a large model is loaded. Arguments and errors are those of `build_calibration`.
     """
     if is_finished(spec):
         source, options = parse_spec(spec)
-        tokens = _tokens(Path(source).expanduser(), options, n_samples, seq_len)
-        return lambda lm: _fitting(tokens, lm)
-    recipe = _recipe(parts_of(spec), n_samples, seq_len, seed)
-    return lambda lm: _fitting(
-        build(recipe(lm), lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length), lm
+        return PreparedCalibration(_tokens(Path(source).expanduser(), options, n_samples, seq_len))
+    return PreparedCalibration(_recipe(parts_of(spec), n_samples, seq_len, seed))
+
+
+def check_options(spec: str) -> None:
+    """Raise `ConfigError` for an option that its source does not know; nothing is opened or fetched."""
+    for source, options in map(parse_spec, parts_of(spec)):
+        known = {"weight", *(name for group in options_of(source).values() for name in group)}
+        if source == "selfgen":
+            known |= {"url", *defaults(ENGINES.get(str(options.get("engine")), Chat))}
+        for name in options:
+            if name not in known:
+                raise _no_such_option(source, name, known)
+
+
+def _no_such_option(source: str, name: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"the source {source!r} has no option {name!r}{nearest(name, known)} (see `calibrune list sources`)"
     )
 
 
@@ -187,10 +222,8 @@ def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
     else:
         corpus = _always(_text(source, Path(source).expanduser(), options))
     if options:
-        wrong, known = next(iter(options)), [name for group in options_of(source).values() for name in group]
-        raise ConfigError(
-            f"the source {source!r} has no option {wrong!r}{nearest(wrong, known)} (see `calibrune list sources`)"
-        )
+        known = [name for group in options_of(source).values() for name in group]
+        raise _no_such_option(source, next(iter(options)), known)
     return corpus, float(weight), filters
 
 

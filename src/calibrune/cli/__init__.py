@@ -18,7 +18,7 @@ from calibrune.errors import CalibruneError
 
 P = ParamSpec("P")
 
-_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate")
+_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate", "study")
 
 
 class Verbs(TyperGroup):
@@ -85,7 +85,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout 
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the evaluation texts.")]
 
 
-def command(examples: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a verb: errors become one sentence on stderr and an exit status, examples go under its help."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -105,7 +105,7 @@ def command(examples: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
                 raise typer.Exit(130) from None
 
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
-        return app.command(function.__name__.rstrip("_"), epilog=epilog)(run)
+        return group.command(function.__name__.rstrip("_"), epilog=epilog)(run)
 
     return register
 
@@ -351,3 +351,4 @@ def _print_json(value: Any) -> None:
 # they register their verbs
 from calibrune.cli import compare as _compare  # noqa: E402, F401
 from calibrune.cli import evaluate as _evaluate  # noqa: E402, F401
+from calibrune.cli import study as _study  # noqa: E402, F401

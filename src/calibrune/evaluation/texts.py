@@ -13,7 +13,7 @@ from calibrune.corpora.files import FileCorpus
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.evaluation.agreement import agreement
 from calibrune.evaluation.perplexity import Bos, Perplexity, TextPerplexity, WindowPerplexity
-from calibrune.evaluation.presets import KINDS, take_protocol
+from calibrune.evaluation.presets import KINDS, Preset, take_protocol
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import harness_version
 from calibrune.evaluation.word_perplexity import WordPerplexity, wikitext_pages
@@ -139,17 +139,12 @@ def evaluation_texts(spec: str, data: Path | None = None, protocol: Perplexity |
     """
     name, options = parse_spec(spec) if spec.strip() else (spec, {})
     dataset = DATASETS.get(name)
-    own, note = (WindowPerplexity(), {}) if dataset is None else (dataset.protocol, {"note": dataset.note})
+    note = {} if dataset is None else {"note": dataset.note}
     if dataset is None and not Path(name).is_file():
         raise ConfigError(f"there is no evaluation text {name!r}, and no such file{nearest(name, DATASETS)}")
     asked = options.get("protocol")
     said = frozenset(options)
-    chosen, preset = take_protocol(options, protocol or own, name)
-    reading = Reading(**dict(preset.reads.get(name, {}) if preset else {}) | taken(options, Reading))
-    if options:
-        wrong = next(iter(options))
-        known = [option for group in text_options(chosen).values() for option in group]
-        raise ConfigError(f"the text {name!r} has no option {wrong!r}{nearest(wrong, known)}")
+    chosen, reading, preset = protocol_of(spec, protocol)
     if isinstance(chosen, WordPerplexity):
         harness_version()  # says what to install before anything is read
     file = _find(name, dataset, data) if dataset else Path(name)
@@ -173,6 +168,25 @@ def evaluation_texts(spec: str, data: Path | None = None, protocol: Perplexity |
         limit=reading.limit,
         said=said,
     )
+
+
+def protocol_of(spec: str, protocol: Perplexity | None = None) -> tuple[Perplexity, Reading, Preset | None]:
+    """How a SPEC has its text measured and read, and the preset that it names; no file is looked for.
+
+    Arguments are those of `evaluation_texts`.
+
+    Raises:
+        ConfigError: there is no such option or protocol, or it cannot have that value.
+    """
+    name, options = parse_spec(spec)
+    own = DATASETS[name].protocol if name in DATASETS else WindowPerplexity()
+    chosen, preset = take_protocol(options, protocol or own, name)
+    reading = Reading(**dict(preset.reads.get(name, {}) if preset else {}) | taken(options, Reading))
+    if options:
+        wrong = next(iter(options))
+        known = [option for group in text_options(chosen).values() for option in group]
+        raise ConfigError(f"the text {name!r} has no option {wrong!r}{nearest(wrong, known)}")
+    return chosen, reading, preset
 
 
 def text_options(protocol: Perplexity) -> dict[str, dict[str, Any]]:

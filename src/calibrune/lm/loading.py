@@ -151,7 +151,12 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 
 
 def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """A folder or hub id that transformers loads, and the record of what it is."""
+    """A folder or hub id that transformers loads, and the record of what it is; a GGUF is converted, once.
+
+    Raises:
+        ModelError: there is no such model.
+        ConfigError: a revision of something that has none.
+    """
     path = Path(name).expanduser()
     is_file, is_package = path.suffix.lower() == ".gguf", name.startswith("package:")
     if revision is not None and (is_file or is_package or path.is_dir()):

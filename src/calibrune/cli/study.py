@@ -1,0 +1,162 @@
+"""The verbs of `study`: a grid of calibration and pruning choices, run, resumed, and looked at."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from calibrune.cli import Device, Json, _print_json, app, command
+
+study = typer.Typer(
+    name="study",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Many runs from one plan: every choice with every seed, and what they have in common done once.",
+)
+app.add_typer(study)
+
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="YAML file; see docs/studies.md and plans/.")]
+Files = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Folder with the corpora and evaluation sets of the plan.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A key of the plan said anew, the value in YAML; repeatable."),
+]
+Place = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the study.  [default: studies/NAME]")
+]
+
+
+@command(
+    """
+calibrune study run plans/two-core/quickstart.yaml --data my-data
+calibrune study run plans/two-core/quickstart.yaml --data my-data --dry-run
+calibrune study run my-plan.yaml --ray auto --per-run cpus=4,gpus=1
+calibrune study run my-plan.yaml --set seeds=20 --out studies/mine --retry-failed
+""",
+    group=study,
+)
+def run(
+    plan: Plan,
+    out: Place = None,
+    data: Files = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs, what they share and what they take; do nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do the runs again that ended in an error.")
+    ] = False,
+    settings: Settings = None,
+    device: Device = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="local|auto|ADDRESS", help="Run on a Ray cluster (pip install 'calibrune[ray]')."),
+    ] = None,
+    per_run: Annotated[
+        str,
+        typer.Option(metavar="KEY=VALUE,...", help="With --ray, what a run is given: cpus, gpus, memory_gb, retries."),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Do the runs of a plan that are not done yet; killed, the same command goes on where it was."""
+    from calibrune.study.estimate import outlook
+    from calibrune.study.reading import read_plan
+    from calibrune.study.runner import run_study
+
+    read = read_plan(plan, settings or ())
+    if dry_run:
+        read.check(data)
+        found = outlook(read)
+        return _print_json(found) if as_json else typer.echo(_outlook_text(found))
+    executor = _executor(ray, per_run, data, device)
+    found = run_study(read, _folder(read, out), data=data, device=device, retry_failed=retry_failed, executor=executor)
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(_status_text(found))
+    if found["failed"]:
+        raise typer.Exit(1)
+    return None
+
+
+@command(
+    """
+calibrune study status plans/two-core/quickstart.yaml
+calibrune study status studies/quickstart --json
+""",
+    group=study,
+)
+def status(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, or the folder of the study.")],
+    out: Place = None,
+    as_json: Json = False,
+) -> None:
+    """Say what of a study is done, running, failed and left."""
+    from calibrune.errors import ConfigError
+    from calibrune.study.reading import read_plan
+    from calibrune.study.results import Results
+    from calibrune.study.runner import PLAN, status
+
+    folder = plan if plan.is_dir() else None
+    if folder is not None and not (folder / PLAN).is_file():
+        raise ConfigError(f"the folder {str(folder)!r} holds no study (there is no {PLAN} in it); name a plan")
+    # in the study's own folder is the plan with all that was said on the command line
+    own = (folder or _folder(read_plan(plan), out)) / PLAN
+    found = status(read_plan(own if own.is_file() else plan), Results(own.parent))
+    return _print_json(found) if as_json else typer.echo(_status_text(found))
+
+
+def _executor(ray: str | None, per_run: str, data: Path | None, device: str) -> Any:
+    from calibrune.errors import ConfigError
+    from calibrune.study.on_ray import OnRay, Resources
+
+    pairs: dict[str, Any] = dict(pair.partition("=")[::2] for pair in per_run.split(",") if pair)
+    resources = Resources(**pairs)
+    if ray is None and pairs:
+        raise ConfigError("--per-run is for a cluster, and none was named: add --ray local")
+    return None if ray is None else OnRay(ray, data, device, resources)
+
+
+def _folder(plan: Any, out: Path | None) -> Path:
+    return out or Path("studies") / str(plan.name)
+
+
+def _outlook_text(found: dict[str, Any]) -> str:
+    estimate = found["estimate"]
+    lines = [f"{found['study']}: {len(found['runs'])} runs", *(f"  {one['id']}  {one['run']}" for one in found["runs"])]
+    lines += ["shared:", *(f"  {said}" for said in found["shared"])]
+    memory = _unknown if estimate["memory_bytes"] is None else f"{estimate['memory_bytes'] / 1e9:.1f} GB"
+    lines += [
+        f"time:    {_duration(estimate['seconds'])}",
+        f"memory:  {memory}",
+        f"disk:    {estimate['disk_bytes'] / 1e6:,.0f} MB, without the models",
+        f"({estimate['basis']})",
+    ]
+    return "\n".join(lines)
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['study']} in {found['out']}: {found['done']} of {found['runs']} runs done, {found['failed']} failed, "
+        f"{found['left']} left"
+    ]
+    if found["process"]:
+        lines.append(f"process {found['process']} is at work on: {found['running'] or 'the beginning'}")
+    if found["left"]:
+        lines.append(f"time left: {_duration(found['seconds_left'])}")
+    lines += [f"failed: {one['run']}: {one['error']}" for one in found["errors"]]
+    if found["failed"]:
+        lines.append("do them again with --retry-failed")
+    return "\n".join(lines)
+
+
+_unknown = "unknown: the model's configuration is not at hand"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"

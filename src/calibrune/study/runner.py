@@ -1,0 +1,162 @@
+"""A study from its plan to its rows: what is missing is done, what is there is not done again."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from calibrune.durable import write_whole
+from calibrune.errors import CalibruneError, OutputError
+from calibrune.study.execution import Executor, InProcess
+from calibrune.study.plan import StudyPlan, as_yaml
+from calibrune.study.results import Results
+from calibrune.study.spec import RunSpec
+from calibrune.study.workbench import failed
+
+log = logging.getLogger(__name__)
+
+PLAN = "plan.yaml"
+
+
+def run_study(
+    plan: StudyPlan,
+    out: Path,
+    *,
+    data: Path | None = None,
+    device: str = "auto",
+    retry_failed: bool = False,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Do all runs of a plan that have no row yet, and return how the study stands, as `status` does.
+
+    Killed at any point, the same call goes on where it was. A run that fails is a row with its error, and the others
+    go on; it is not tried again unless `retry_failed`.
+
+    Args:
+        plan: what to do; a plan that grew since (more seeds, more sources) does what is new.
+        out: the study's folder.
+        data: the folder with the files that the plan names.
+        device: as for `load_model`.
+        retry_failed: do the runs again whose last row is an error.
+        executor: who does the runs; this process, unless told otherwise.
+
+    Raises:
+        ConfigError: the plan cannot be carried out.
+        OutputError: another process is at work there, or another study has the folder.
+        CalibruneError: a model, a source or a text cannot be read; nothing was done with that model.
+    """
+    plan.check(data, fetch=True)
+    results = Results(out)
+    with results.lock():
+        _check_folder(plan, out)
+        results.mend()
+        write_whole(out / PLAN, as_yaml(plan).encode())
+        executor = executor or InProcess(data, device)
+        latest = results.latest()
+        clock = _TimeLeft(plan.runs, latest)
+        for model in plan.models:
+            mine = [spec for spec in plan.runs if spec.model == model]
+            try:
+                pinned = executor.pin(mine)
+            except CalibruneError as error:
+                if len(plan.models) == 1:
+                    raise
+                log.warning("%s cannot be read, so its %d runs are left out: %s", model.name, len(mine), error)
+                _note_failures(results, latest, mine, error)
+                continue
+            wanted = [spec for spec in pinned if _is_wanted(latest.get(spec.key), retry_failed)]
+            clock.begin(len(pinned) - len(wanted))
+            _note(results, clock, wanted[0] if wanted else None)
+            for i, (spec, (row, record)) in enumerate(executor.outcomes(wanted), 1):
+                results.append(row, record)
+                clock.done(spec, row)
+                log.info("%s %s: %s", clock, spec, row.get("error") or f"{row['seconds']['all']:.0f} s")
+                _note(results, clock, wanted[i] if i < len(wanted) else None)
+    return status(plan, results)
+
+
+def status(plan: StudyPlan, results: Results) -> dict[str, Any]:
+    """How a study stands: counts of runs, what is running, what failed and why, seconds left."""
+    ids = {spec.id: spec for spec in plan.runs}
+    last: dict[str, dict[str, Any]] = {}
+    for row in results.rows():
+        last[row["id"]] = row
+    counted = [last[id]["status"] for id in ids if id in last]
+    failed = [(str(ids[id]), last[id]["error"]) for id in ids if id in last and last[id]["status"] == "failed"]
+    is_running = results.is_running
+    clock = _TimeLeft(plan.runs, {row["key"]: row for row in last.values()})
+    return {
+        "study": plan.name,
+        "out": str(results.folder),
+        "runs": len(ids),
+        "done": counted.count("done"),
+        "failed": len(failed),
+        "left": len(ids) - len(counted),
+        "running": results.state().get("running") if is_running else None,
+        "process": results.state().get("pid") if is_running else None,
+        "seconds_left": clock.seconds_left([spec for id, spec in ids.items() if id not in last]),
+        "errors": [{"run": run, "error": error} for run, error in failed],
+    }
+
+
+def _is_wanted(row: Mapping[str, Any] | None, retry_failed: bool) -> bool:
+    return row is None or (retry_failed and row["status"] == "failed")
+
+
+def _check_folder(plan: StudyPlan, out: Path) -> None:
+    try:
+        there = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return
+    name = there.get("name") if isinstance(there, dict) else None
+    if name not in (None, plan.name):
+        raise OutputError(
+            f"{out} holds the study {name!r}, and this is {plan.name!r}: give it another --out (a plan that grew keeps "
+            f"its name, and goes on)"
+        )
+
+
+def _note_failures(
+    results: Results, latest: Mapping[str, Any], specs: Sequence[RunSpec], error: CalibruneError
+) -> None:
+    for spec in specs:
+        if spec.key not in latest:
+            results.append(failed(spec, str(error)).row)
+
+
+def _note(results: Results, clock: "_TimeLeft", spec: RunSpec | None) -> None:
+    results.note({"running": None if spec is None else str(spec), "done": clock.n_done, "runs": clock.n})
+
+
+class _TimeLeft:
+    """What is left, judged by the runs that are done: dense ones and pruned ones apart."""
+
+    def __init__(self, specs: Sequence[RunSpec], latest: Mapping[str, Mapping[str, Any]]) -> None:
+        self.n, self.n_done = len(specs), 0
+        self._left = {spec.id: spec for spec in specs}
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        for row in latest.values():
+            if row["status"] == "done":
+                self._seconds[row["run"]["pruner"] is None].append(row["seconds"]["all"])
+                self._left.pop(row["id"], None)
+
+    def begin(self, n_done: int) -> None:
+        self.n_done += n_done
+
+    def done(self, spec: RunSpec, row: Mapping[str, Any]) -> None:
+        self.n_done += 1
+        self._left.pop(spec.id, None)
+        if row["status"] == "done":
+            self._seconds[spec.pruner is None].append(row["seconds"]["all"])
+
+    def seconds_left(self, specs: Sequence[RunSpec]) -> float | None:
+        """None: no run of the kind is done yet."""
+        known = {kind: sum(times) / len(times) for kind, times in self._seconds.items() if times}
+        kinds = [spec.pruner is None for spec in specs]
+        return sum(known[kind] for kind in kinds) if known.keys() >= set(kinds) else None
+
+    def __str__(self) -> str:
+        left = self.seconds_left(list(self._left.values()))
+        return f"[{self.n_done}/{self.n}{'' if left is None else f', {left / 60:.0f} min left'}]"
