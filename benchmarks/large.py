@@ -42,13 +42,13 @@ def measure(shape: LlamaConfig = SHAPE, methods: tuple[str, ...] = ("wanda", "ma
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model"
         size = write_checkpoint(source, shape)
-        imported = _run([sys.executable, "-c", "import calibrune.streamed, calibrune.cli, calibrune.verbs"])
+        imported = run_watched([sys.executable, "-c", "import calibrune.streamed, calibrune.cli, calibrune.verbs"])
         for method in methods:
             out = Path(folder) / "pruned"
             command = ["-m", "calibrune", "prune", str(source), "--stream", "--out", str(out), "--method", method]
             data = ["--calibration", "random", "--samples", str(SAMPLES), "--seq-len", str(LENGTH)]
             start = time.perf_counter()
-            done = _run([sys.executable, *command, "--sparsity", "2:4", *data, "--json"])
+            done = run_watched([sys.executable, *command, "--sparsity", "2:4", *data, "--json"])
             seconds = time.perf_counter() - start
             report = json.loads(done["stdout"])
             shutil.rmtree(out)
@@ -119,7 +119,7 @@ def write_checkpoint(folder: Path, config: LlamaConfig, seed: int = 0) -> int:
     return size
 
 
-def _run(command: list[str]) -> dict[str, Any]:
+def run_watched(command: list[str]) -> dict[str, Any]:
     """Run a command to its end; what it prints, and the most memory it had."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err)

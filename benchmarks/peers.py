@@ -12,7 +12,6 @@ import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.methods import LENGTH, SAMPLES, SMOLLM2, calibration_set
 from benchmarks.rows import peak_bytes
+from benchmarks.turns import compared
 from calibrune.lm.loading import load_model
 from calibrune.prune import prune_model
 from calibrune.pruners import PRUNERS
@@ -68,11 +68,7 @@ def measure() -> Iterator[dict[str, Any]]:
                     "masks_agree": _agree(folder, ""),
                     "peak_mb": {side: round(max(run["peak_bytes"] for run in runs[side]) / 1e6) for side in sides},
                 },
-                "seconds": _spread(ours),
-                "baseline": {"llm-compressor seconds": _spread(theirs)},
-                "ratio": median(theirs) / median(ours),
-                "repeats": repeats,
-            }
+            } | compared(ours, theirs, "llm-compressor")
 
 
 def _request(folder: Path, method: str, dtype: str, propagate: str) -> dict[str, Any]:
@@ -125,11 +121,6 @@ def _agree(folder: str, prefix: str) -> float:
     ours, theirs = (load_file(f"{folder}/{side}.safetensors") for side in ("ours", "theirs"))
     same = {name: int((mask == theirs[name]).sum()) for name, mask in ours.items() if name.startswith(prefix)}
     return sum(same.values()) / sum(ours[name].numel() for name in same)
-
-
-def _spread(seconds: list[float]) -> dict[str, float]:
-    low, _, high = quantiles(seconds, n=4, method="inclusive")
-    return {"median": median(seconds), "low": low, "high": high}
 
 
 def _install_peer() -> None:

@@ -39,8 +39,17 @@ def read(name: str) -> list[dict[str, Any]]:
 
 def peak_bytes(pid: int | str = "self") -> int:
     """The most memory that was ever resident of a process; what `getrusage` says a child inherits from its parent."""
+    return _bytes("VmHWM:", pid)
+
+
+def resident_bytes() -> int:
+    """What is resident of this process now."""
+    return _bytes("VmRSS:", "self")
+
+
+def _bytes(field: str, pid: int | str) -> int:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
 def _commit() -> str:
