@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,20 @@ SHAPE = LlamaConfig(
     dtype="bfloat16",
 )
 SAMPLES, LENGTH = 64, 256
+BATCHES = (BATCH_TOKENS, 512)
+"""Tokens through a block at once. What a block makes of them on the way is not among the parts."""
 METHODS: dict[str, tuple[type[InputStatistic], ...]] = {"wanda": (InputNorm,), "sparsegpt": (InputHessian,)}
 IMPORTS = "import calibrune.streamed, calibrune.cli, calibrune.verbs"
 LIMIT = 1.15
 
 
-def measure(
-    shape: LlamaConfig = SHAPE, samples: int = SAMPLES, length: int = LENGTH, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[dict[str, Any]]:
-    """A row for each method; `value` is the peak above the imports, divided by the sum of the parts."""
+def measure(shape: LlamaConfig = SHAPE, samples: int = SAMPLES, length: int = LENGTH) -> Iterator[dict[str, Any]]:
+    """A row for each method and size of batches; `value` is the peak above the imports, by the sum of the parts."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model"
         write_checkpoint(source, shape)
         imported = run_watched([sys.executable, "-c", IMPORTS])["peak"]
-        for method in METHODS:
+        for method, batch_tokens in product(METHODS, BATCHES):
             out = Path(folder) / "pruned"
             command = ["-m", "calibrune", "prune", str(source), "--stream", "--out", str(out), "--method", method]
             data = ["--calibration", "random", "--samples", str(samples), "--seq-len", str(length)]
@@ -51,7 +52,8 @@ def measure(
             shutil.rmtree(out)
             parts = parts_of(shape, method, samples, length)
             yield {
-                "name": f"peak memory of a streamed prune, in sums of its parts: {method}",
+                "name": f"peak memory of a streamed prune, in sums of its parts: {method}, {batch_tokens} tokens at "
+                "once",
                 "setting": {
                     "shape": {key: getattr(shape, key) for key in SHAPE_KEYS},
                     "dtype": "bfloat16",

@@ -79,10 +79,14 @@ TARGETS = (
            "self-generation, kept tokens per second", "ratio", 3,
            "texts that end at different times: a batch of which all are as long leaves nothing to save"),
     *(
-        Target(f"peak memory of a streamed prune, {name}, in sums of its parts", "memory",
-               f"peak memory of a streamed prune, in sums of its parts: {name}", "value", 1.15,
-               "smaller batches (`--batch-tokens`), since what a block makes of a batch is not among the parts")
-        for name in ("wanda", "sparsegpt")
+        Target(f"peak memory of a streamed prune, {name}, {tokens} tokens at once, in sums of its parts", "memory",
+               f"peak memory of a streamed prune, in sums of its parts: {name}, {tokens} tokens at once", "value", 1.15,
+               needed)
+        for name, needed in (
+            ("wanda", "scores of a matrix by pieces of its rows, and libraries that take no memory at their first use"),
+            ("sparsegpt", "a factorisation in place; four matrices as wide as a Hessian are there at once"),
+        )
+        for tokens in (4096, 512)
     ),
     Target("`import calibrune`, seconds", "startup", "start: import calibrune", "seconds", 0.4,
            "fewer imports in the package's front door"),

@@ -4,8 +4,10 @@ A model of which only the embeddings, the head and a single block are in memory 
 weights when it is called, the one before gives its memory back, and the one after is read ahead meanwhile.
 """
 
+import ctypes
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,6 +193,7 @@ def loaded_blocks(model: PreTrainedModel) -> Iterator[DecoderBlock]:
 
 def read_blocks_from(model: PreTrainedModel, source: Shards, device: torch.device) -> BlockStore:
     """Let a model, whose parameters are all on the meta device, read them: the blocks' when they run, others now."""
+    _give_back_at_once()
     keys = source_keys(model, source)
     in_blocks = names_in_blocks(model)
     for name, parameter in list(model.named_parameters()):
@@ -267,6 +270,9 @@ _STORES: "WeakKeyDictionary[PreTrainedModel, BlockStore]" = WeakKeyDictionary()
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Of the format; a tensor of any other is no weight that we prune."""
 
+M_MMAP_THRESHOLD, LARGE = -3, 4 << 20
+"""Of `mallopt`; and bytes from which on a piece of memory is the system's own, as long as a model is read from disk."""
+
 _READS = {"backend": "pread"} if "backend" in signature(safe_open).parameters else {}
 """How safetensors is told to read a file, and not to map it (from 0.8 on)."""
 
@@ -280,6 +286,12 @@ def _reads_itself(module: nn.Module, store: BlockStore, index: int) -> None:
         return original(*args, **kwargs)
 
     module.forward = forward
+
+
+def _give_back_at_once() -> None:
+    """Have the C library return large pieces to the system when they are freed; glibc keeps those of up to 32 MB."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _put(block: DecoderBlock, tensors: dict[str, Tensor], device: torch.device) -> None:

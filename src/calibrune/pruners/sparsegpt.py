@@ -43,12 +43,10 @@ class SparseGPT:
             RunError: the Hessian cannot be factorised even with the highest damping.
         """
         self.check_pattern(pattern)
-        H = stats[InputHessian].matrix
-        dead = H.diagonal() == 0
-        factor = inverse_factor(H, self.damping)
+        factor = inverse_factor(stats[InputHessian].matrix, self.damping)
         # inputs as rows: the weights of one input lie side by side, so that a column is read and written at once
         W = weight.float().T.contiguous()
-        W[dead] = 0
+        W[factor.dead] = 0
         mask = torch.ones_like(W, dtype=torch.bool)
         for start in range(0, len(W), self.block_size):
             end = min(start + self.block_size, len(W))
@@ -73,6 +71,8 @@ class InverseFactor(NamedTuple):
     """U, upper triangular, with U^T U the inverse."""
     damping: float
     """The fraction that was needed."""
+    dead: Bool[Tensor, "in"]
+    """Inputs that the Hessian had zero for on its diagonal."""
 
 
 def inverse_factor(hessian: Float[Tensor, "in in"], damping: float) -> InverseFactor:
@@ -87,21 +87,26 @@ def inverse_factor(hessian: Float[Tensor, "in in"], damping: float) -> InverseFa
             f"the Hessian of {len(hessian)} inputs cannot be factorised: the activations hold NaN or infinity, or are "
             f"too large to be squared; check the model in float32"
         )
-    asked = damping
-    diagonal[diagonal == 0] = 1
+    asked, dead = damping, diagonal == 0
+    diagonal[dead] = 1
     original, mean = diagonal.clone(), diagonal.mean()
+    # the Cholesky factor of the reversed matrix, reversed, is an upper R with R R^T = H; then U is R's inverse, by one
+    # triangular solve: no inverse of H is formed, and what is done with is given back at once
+    reversed_ = hessian.flip(0, 1)
+    n = len(hessian)
+    del hessian, diagonal
     while True:
-        diagonal.copy_(original + damping * mean)
-        # the Cholesky factor of the reversed matrix, reversed, is an upper R with R R^T = H; then U is R's inverse,
-        # by one triangular solve: no inverse of H is formed
-        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+        reversed_.diagonal().copy_((original + damping * mean).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(reversed_)
         if not failed and lower.isfinite().all():
+            del reversed_
             upper = lower.flip(0, 1)
-            eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-            return InverseFactor(torch.linalg.solve_triangular(upper, eye, upper=True), damping)
+            del lower
+            eye = torch.eye(n, dtype=upper.dtype, device=upper.device)
+            return InverseFactor(torch.linalg.solve_triangular(upper, eye, upper=True), damping, dead)
         if damping * DAMPING_STEP > HIGHEST_DAMPING:
             raise RunError(
-                f"the Hessian of {len(hessian)} inputs cannot be factorised, tried with damping {asked:g} to "
+                f"the Hessian of {n} inputs cannot be factorised, tried with damping {asked:g} to "
                 f"{damping:g} times its mean diagonal; give more calibration data, or use a method without one (wanda)"
             )
         damping *= DAMPING_STEP

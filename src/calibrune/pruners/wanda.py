@@ -34,10 +34,15 @@ class Wanda:
             ConfigError: N:M was asked for with the cumulative selection, which leaves rows different sparsities.
         """
         self.check_pattern(pattern)
+        mask = self._mask(weight, stats, pattern)
+        return PrunedWeight(weight.masked_fill(~mask, 0), mask)
+
+    def _mask(
+        self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern
+    ) -> Bool[Tensor, "out in"]:
         scores = weight.abs().float().mul_(stats[InputNorm].rms)
         is_cumulative = self.select == "cumulative"
-        mask = _above_a_share(scores, pattern.sparsity) if is_cumulative else keep_highest(scores, pattern)
-        return PrunedWeight(weight.masked_fill(~mask, 0), mask)
+        return _above_a_share(scores, pattern.sparsity) if is_cumulative else keep_highest(scores, pattern)
 
     def check_pattern(self, pattern: SparsityPattern) -> None:
         """Raise `ConfigError` for N:M with the cumulative selection, which leaves rows different sparsities."""
