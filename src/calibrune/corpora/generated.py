@@ -49,8 +49,8 @@ class SelfGeneration:
     chat: Chat = Chat()
     """What a chat is like, for `prompts="chat"`."""
     engine: Engine = Transformers()
-    batch_size: Annotated[int, Ge(1)] = 32
-    """Texts written side by side; changes the texts by rounding only. Of no account for a server."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Texts that are written, and kept, together; changes the texts by rounding only. Of no account for a server."""
     n_texts: Annotated[int, Ge(1)] | None = None
     """Stop after so many texts; None: as many as are read. Fewer are the first of more, up to rounding."""
     seed: int = 0
