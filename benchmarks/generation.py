@@ -10,7 +10,7 @@ import torch
 from calibrune.lm.generation import end_token_ids, generate
 from calibrune.lm.loading import load_model
 
-TEXTS, NEW_TOKENS, REPEATS = 128, 512, 2
+TEXTS, NEW_TOKENS, REPEATS = 128, 512, 1
 AT_ONCE = 64
 BATCHES = (32, 64)
 """Batch sizes of `generate`; the fastest one counts."""
