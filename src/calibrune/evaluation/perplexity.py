@@ -102,6 +102,7 @@ class WindowPerplexity:
         Raises:
             ConfigError: a window is longer than the model's context, or the tokenizer has no BOS token to put first.
             CorpusError: the texts have fewer tokens than one window.
+            ModelError: the tokenizer does not fit the model.
         """
         pieces = self.pieces(lm, texts, limit)
         rows = text_log_likelihoods(lm.model, pieces.ids, description=pieces.what)
@@ -123,7 +124,7 @@ class WindowPerplexity:
         if self.bos == "window" and bos is None:
             raise ConfigError("bos='window' needs a tokenizer with a BOS token, and this one has none")
         ids = _token_ids(lm, text, special=self.bos == "tokenizer")
-        start = [bos] if self.bos == "window" else []
+        start = lm.known([bos]) if self.bos == "window" else []
         length = self._own_tokens
         stride = self.stride or length
         if len(ids) < length:
@@ -179,6 +180,7 @@ class TextPerplexity:
 
         Raises:
             CorpusError: no text has two tokens.
+            ModelError: the tokenizer does not fit the model.
         """
         return self.both(lm, texts, limit)[self.average]
 
@@ -280,8 +282,7 @@ def _context(lm: LanguageModel) -> int | None:
 
 def _token_ids(lm: LanguageModel, text: str, *, special: bool = True) -> list[int]:
     # verbose=False: a text longer than the context is cut or windowed here, so its length is nothing to warn of
-    ids: list[int] = lm.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    return ids
+    return lm.known(lm.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def what_was_measured(lm: LanguageModel, text: str) -> dict[str, Any]:
