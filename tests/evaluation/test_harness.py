@@ -246,41 +246,6 @@ def test_a_task_that_is_not_understood_says_why(tasks, message, tmp_path):
         load_tasks(parse_tasks(tasks), LocalRows(tmp_path))
 
 
-def write(folder: Path, name: str, *rows: object) -> None:
-    path = folder / "evals" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-
-
-PIQA = {"goal": "Open a door.", "sol1": "Push it.", "sol2": "Eat it.", "label": 0}
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (
-            (PIQA, {key: value for key, value in PIQA.items() if key != "sol2"}),
-            r"validation.jsonl, line 2: .*'sol2' is missing; there are: goal, sol1, label",
-        ),
-        ((PIQA, "\n", PIQA | {"label": "0"}), "line 3: the field 'label' is a str, a int is needed"),
-        ((PIQA, "{oh\n"), "line 2: no JSON"),
-        (([1],), "line 1: a row is a JSON object, found list"),
-        ((), "needs the rows of its validation split in .*, and there are none; check --data"),
-    ],
-)  # fmt: skip
-def test_a_row_that_lacks_something_is_named_by_file_line_and_field(rows, message, tmp_path):
-    write(tmp_path, "piqa/validation.jsonl", *rows)
-    with pytest.raises(CorpusError, match=message):
-        load_tasks(parse_tasks("piqa"), LocalRows(tmp_path))
-
-
-def test_examples_need_rows_of_their_own(tmp_path):
-    write(tmp_path, "piqa/validation.jsonl", PIQA)
-    with pytest.raises(CorpusError, match=r"train split in .*num_fewshot=0 needs none"):
-        load_tasks(parse_tasks("piqa:num_fewshot=2"), LocalRows(tmp_path))
-    assert load_tasks(parse_tasks("piqa"), LocalRows(tmp_path))[0].tasks["piqa"].eval_docs[0]["sol2"] == "Eat it."
-
-
 def test_without_a_folder_and_without_the_hub_the_way_out_is_named(monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     with pytest.raises(CorpusError, match=r"'piqa' cannot be read: .*--data DIR"):
