@@ -179,7 +179,7 @@ def test_what_was_finished_is_read_and_what_was_interrupted_goes_on(small, share
     with caplog.at_level(logging.INFO):
         scores = scores_of(small, "piqa,winogrande", shared_data, tmp_path)
     assert measured == ["piqa", "winogrande", "winogrande"]
-    assert "1 of 2 tasks were finished before" in caplog.text
+    assert "tasks that were finished before: 1 of 2; read from" in caplog.text
     assert scores_of(small, "piqa,winogrande", shared_data, tmp_path) == scores
     # whatever can change a result makes it another one
     scores_of(small, "piqa", shared_data, tmp_path, limit=4)
@@ -271,10 +271,12 @@ def test_requests_longer_than_the_context_are_cut_as_the_harness_does_and_counte
     config = LlamaConfig(**{**small.model.config.to_dict(), "max_position_embeddings": 64})
     torch.manual_seed(0)
     short = LanguageModel(LlamaForCausalLM(config).float().eval(), small.tokenizer, {"name": "short"})
-    with caplog.at_level(logging.WARNING):
-        [score] = scores_of(short, "boolq", shared_data, tmp_path, limit=4)
-    assert score.protocol["cut"] > 0
-    assert "longer than the model's context of 64 tokens" in caplog.text
+    for _ in ("measured", "read"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            [score] = scores_of(short, "boolq", shared_data, tmp_path, limit=4)
+        assert score.protocol["cut"] > 0
+        assert f"context of 64 tokens, and cut on the left: {score.protocol['cut']} of 8 requests" in caplog.text
     check_against_hflm(short, prepared("boolq", shared_data, limit=4))
 
 
