@@ -158,14 +158,15 @@ def _run(runs: Sequence[PreparedTask], lm: LanguageModel, batch_tokens: int, fol
                 bar.set_description(run.name)
                 before = model.cut
                 items = _measure(run, model)
-                records[key] = {"task": run.name, "cut": model.cut - before, "items": items}
-                write_finished(folder, key, run.name, records[key])
+                record = {"task": run.name, "cut": model.cut - before, "items": items}
+                write_finished(folder, key, run.name, record)
+                records[key] = record
     found = [
-        TaskItems(run.name, run.task, _tupled(record["items"]), run.protocol | {"cut": record["cut"]})
+        TaskItems(run.name, run.task, _tupled(one["items"]), run.protocol | {"cut": one["cut"]})
         for run in runs
-        if (record := records[run.key]) is not None
+        if (one := records[run.key]) is not None
     ]
-    if cut := sum(one.protocol["cut"] for one in found):
+    if cut := sum(items.protocol["cut"] for items in found):
         n = sum(len(run.instances) for run in runs)
         context = resolve_max_length(lm.model.config, lm.tokenizer)
         log.warning(

@@ -21,8 +21,8 @@ Scale = Literal["value", "logarithm", "share"]
 Verdict = Literal["better", "worse", "no difference shown", "not compared"]
 
 RIGHT_OR_WRONG = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
-"""Metrics of the harness, less their filters, whose items are 1 or 0 because an answer is right or wrong. What happens to
-be 0 or 1 (the divergence of equal models, a window where they agree on every token) is not."""
+"""Metrics of the harness, less their filters, whose items are 1 or 0 because an answer is right or wrong. What happens
+to be 0 or 1 (the divergence of equal models, a window where they agree on every token) is not."""
 
 FEW_WINDOWS = "windows taken for independent, for there are fewer than " + str(MIN_BLOCKS**2)
 """Said of a test of neighbours that are too few for blocks: it finds a difference a little too easily."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,16 @@ def evaluate_texts(
     folder = finished_folder() if finished is None else finished
     versions = {"calibrune": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     asked = versions | {"model": describe_model(lm), "device": lm.model.device.type}
-    # with its name, which is in the record of how it was measured
+    # with its source, which the record of how it was measured tells
     beside = None if dense is None else describe_model(dense) | {"source": dense.source}
     scores: list[Score] = []
     for text in texts:
         this = asked | text.asked(limit)
-        scores += _kept(folder, f"the perplexity of {text.name}", this, lambda text=text: text.scores(lm, limit))
+        scores += _kept(folder, f"the perplexity of {text.name}", this, partial(text.scores, lm, limit))
         _say_cut(text, lm, scores[-1])
         if dense is not None:
             what, this = f"the agreement on {text.name}", this | {"against": beside}
-            scores += _kept(folder, what, this, lambda text=text: text.agreement(lm, dense, limit))
+            scores += _kept(folder, what, this, partial(text.agreement, lm, dense, limit))
     return scores
 
 
