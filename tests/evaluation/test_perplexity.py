@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from calibrune.errors import ConfigError, CorpusError
+from calibrune.errors import ConfigError, CorpusError, ModelError
 from calibrune.evaluation.averages import of_neighbours
 from calibrune.evaluation.perplexity import TextLosses, TextPerplexity, WindowPerplexity
 from calibrune.lm.loading import LanguageModel
@@ -252,3 +252,18 @@ def test_settings_are_checked_when_made():
         WindowPerplexity(seq_len=1)
     with pytest.raises(ConfigError, match="average"):
         TextPerplexity(average="median")
+
+
+@pytest.mark.parametrize("protocol", [WindowPerplexity(seq_len=8), TextPerplexity()], ids=lambda one: one.name)
+def test_a_tokenizer_that_does_not_fit_the_model_is_an_error(protocol):
+    lm = tiny_lm()
+    lm.model.resize_token_embeddings(40)
+    with pytest.raises(ModelError, match=r"tokenizer does not fit the model: it made token \d+, .* knows 40; load"):
+        protocol.score(lm, TEXTS)
+
+
+def test_a_bos_that_the_model_does_not_know_does_not_fit_either():
+    lm = tiny_lm()
+    lm.tokenizer.add_special_tokens({"bos_token": "<new>"})
+    with pytest.raises(ModelError, match="it made token 257, and the model knows 257"):
+        WindowPerplexity(seq_len=8, bos="window").score(lm, TEXTS)
