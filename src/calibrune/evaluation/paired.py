@@ -241,7 +241,7 @@ def _compared(name: str, model: str, reference: Score, score: Score, seed: int, 
     a, b = reference.items, score.items
     if not all(map(isfinite, (reference.value, score.value, *a, *b))):
         return replace(unjudged, test="a value is not finite")
-    scales = {_scale(one) for one in (reference, score)}
+    scales = {scale_of(one.value, one.items) for one in (reference, score)}
     scale = scales.pop() if len(scales) == 1 else None
     if scale is None:
         return replace(unjudged, test="the metric is no mean over items")
@@ -265,14 +265,14 @@ def _compared(name: str, model: str, reference: Score, score: Score, seed: int, 
     )
 
 
-def _scale(score: Score) -> Scale | None:
-    """What the items' mean is: the value, or its logarithm; None: neither, or there are no items."""
-    if not score.items:
+def scale_of(value: float, items: Sequence[float]) -> Scale | None:
+    """What the mean of a score's items is: its value, or the logarithm of it; None: neither, or there are no items."""
+    if not items:
         return None
-    middle = mean(score.items)
-    if isclose(middle, score.value, rel_tol=1e-6, abs_tol=1e-12):
+    middle = mean(items)
+    if isclose(middle, value, rel_tol=1e-6, abs_tol=1e-12):
         return "value"
-    return "logarithm" if middle < 700 and isclose(exp(middle), score.value, rel_tol=1e-6) else None
+    return "logarithm" if middle < 700 and isclose(exp(middle), value, rel_tol=1e-6) else None
 
 
 def _judged(one: Comparison, p_holm: float, alpha: float) -> Comparison:
