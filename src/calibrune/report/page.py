@@ -81,7 +81,7 @@ class Chart:
     spec: Mapping[str, Any]
     """In Vega-Lite."""
     svg: str
-    """The same, for where no script runs."""
+    """The same, for files."""
     alt: str
     caption: str = ""
     kind: ClassVar[str] = "chart"

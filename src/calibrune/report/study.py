@@ -85,7 +85,7 @@ def study_tables(found: Judgement) -> StudyTables:
         [str(specs[id]), str(row["error"])] for id, row in found.scores.rows.items() if row["status"] == "failed"
     ]
     return StudyTables(
-        Table(["measure", "pruned by", "calibration", "mean", "sd", "low", "high", "runs", "of", "less dense",
+        Table(["measure", "pruned by", "calibration", "mean", "sd", "low", "high", "runs", "of", "beside dense",
                "bootstrap low", "bootstrap high", "error: seeds", "error: items", "error: both"], configurations),
         Table(["measure", "of", "this", "beside", "difference", "low", "high", "unit", "pairs", "p", "p (Holm)",
                "p same (Holm)", "bootstrap low", "bootstrap high", "verdict"], comparisons),
@@ -149,7 +149,8 @@ def study_page(found: Judgement, results: Results, *, command: str, linked: bool
     sections.append(Preformatted((results.folder / "plan.yaml").read_text(encoding="utf-8"), "The plan."))
     facts = [("runs", f"{done} of {len(plan.runs)}"), ("seeds", str(max(map(scores.planned, scores.arms), default=0)))]
     facts = [("model", ", ".join(_short(model.name) for model in plan.models)), *facts]
-    facts += [("configurations", str(len(scores.arms))), ("margin of sameness", f"{plan.margin:.2g}")]
+    measured = dict.fromkeys(one.dataset for one in scores.measures if one.metric)
+    facts += [("configurations", str(len(scores.arms))), ("measured on", ", ".join(measured))]
     page = Page(
         plan.title or plan.name, sections, lede=" ".join(plan.about.split()), facts=facts, footer=_versions(found)
     )
@@ -198,10 +199,10 @@ def tables_text(found: Judgement, kind: str) -> str:
 def _configuration(found: Judgement, one: Summary) -> list[Cell]:
     measure = one.measure
     dense = found.summary(next(arm for arm in found.scores.arms if _is_dense(arm, one.arm)), measure)
-    less = None if dense is None or dense.arm == one.arm else one.t.value - dense.t.value
+    beside = None if dense is None or dense.arm == one.arm else one.t.value - dense.t.value
     ends = (one.t.low, one.t.high)
     boots, errors = (one.bootstrap.low, one.bootstrap.high), (one.over_seeds, one.over_items, one.both)
-    cells = [None if x is None else scaled(measure, x) for x in (one.deviation, *ends, less, *boots, *errors)]
+    cells = [None if x is None else scaled(measure, x) for x in (one.deviation, *ends, beside, *boots, *errors)]
     head: list[Cell] = [measure.name, setting(found, one.arm), _calibration(one.arm), scaled(measure, one.t.value)]
     return [*head, *cells[:3], one.t.n, one.planned, *cells[3:]]
 
@@ -221,22 +222,23 @@ def _headline(found: Judgement, kind: Kind, measure: Measure) -> Iterator[Findin
     if not tested:
         return
     shown = [one for one in tested if one.verdict in ("better", "worse")]
-    shown.sort(key=lambda one: -abs(one.difference.value if one.difference else 0.0))
+    n_same = sum(one.verdict == "the same" for one in tested)
     n = f"{len(tested)} comparison{'s' * (len(tested) > 1)} of {KINDS[kind]}"
+    same = f"{n_same} {'is' if n_same == 1 else 'are'} the same within {100 * found.scores.plan.margin:g}%"
     if shown:
-        more = f" {len(shown)} of {n} show a difference." if len(tested) > 1 else ""
-        yield Finding(f"{_sentence(found, shown[0])}{more}", True)
-    else:
-        least = found.detectable(kind, measure)
-        could = "" if least is None else (
-            f" By the spread that is seen, the seeds of the plan find {_amount(measure, least)} or more four times of "
-            f"five."
-        )  # fmt: skip
-        yield Finding(f"{measure.name.capitalize()}: no difference shown in {n}.{could}", False)
-    same = [one for one in tested if one.verdict == "the same"]
-    if same:
-        yield Finding(f"{measure.name.capitalize()}: {len(same)} of {n} are the same within "
-                      f"{found.scores.plan.margin:.2%}.", True)  # fmt: skip
+        largest = max(shown, key=lambda one: abs(one.difference.value if one.difference else 0.0))
+        more = f" {len(shown)} of {n} show{'s' * (len(shown) == 1)} a difference" if len(tested) > 1 else ""
+        yield Finding(f"{_sentence(found, largest)}{more}{f', {same}' if n_same else ''}{'.' * bool(more)}", True)
+        return
+    least = found.detectable(kind, measure)
+    could = "" if least is None else (
+        f" By the spread that is seen, the plan's seeds find {_amount(measure, least)} or more four times of five."
+    )  # fmt: skip
+    if n_same == len(tested):
+        yield Finding(f"{measure.name.capitalize()}: {same.replace(str(n_same), f'all {n}', 1)}.", True)
+        return
+    what = f"no difference shown in {n}{f', of which {same}' if n_same else ''}"
+    yield Finding(f"{measure.name.capitalize()}: {what}.{could}", bool(n_same))
 
 
 def _sentence(found: Judgement, one: Comparison) -> str:
@@ -362,7 +364,7 @@ def _amount(measure: Measure, value: float) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2g}"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 1 else 2}f}"
 
 
 def _short(name: str) -> str:

@@ -19,6 +19,8 @@ from calibrune.uncertainty.estimate import scipy
 
 VIOLIN = 10
 """From so many seeds on a shape is drawn over them: of fewer it would be made up."""
+MOST_SOURCES, MOST_ROWS = 10, 24
+"""More than these side by side are no picture; what is varied so often has lines, and all stand in the table."""
 FEW_SEEDS = "95% intervals (Student's t) over the seeds; each small point is a run."
 
 
@@ -58,7 +60,7 @@ def _by_source(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, s
     """Means by source and setting; bars where an axis from zero shows anything, else points."""
     alt = import_extra("altair")
     mine = _with_data(found, measure)
-    if not mine:
+    if not mine or len({one.arm.calibration for one in mine}) > MOST_SOURCES:
         return
     rows = [
         _row(found, one) | {"low": _end(one, one.t.low), "high": _end(one, one.t.high), "n": f"{one.t.n}"}
@@ -76,32 +78,34 @@ def _by_source(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, s
         if one.measure == measure and one.arm.calibration is None:
             value, name = scaled(measure, one.t.value), setting(found, one.arm)
             inside = low - 4 * room <= value <= high + 4 * room
-            notes.append(f"{name}: {shown(value)}" + ("" if inside else ", beyond the axis"))
+            notes.append(f"{name}: {shown(value)}{'' if inside else ', beyond the axis'}")
             if inside:
                 domain = [min(domain[0], value - room), max(domain[1], value + room)]
                 references.append({"name": name, "value": value})
-    x = alt.X("setting:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, labelLimit=160))
+    x = alt.X(
+        "setting:N",
+        sort=None,
+        title=None,
+        axis=alt.Axis(labelAngle=0 if len({row["setting"] for row in rows}) < 5 else -35, labelLimit=200),
+    )
     side = alt.XOffset("calibration:N", sort=None)
     scale = alt.Scale(domain=domain, nice=False)
     up = alt.Y("mean:Q", title=axis_title(measure), scale=scale)
     base = alt.Chart(alt.Data(values=rows)).encode(x=x, xOffset=side)
     tips = [alt.Tooltip(f"{name}:N") for name in ("setting", "calibration", "n")]
     tips += [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("mean", "low", "high")]
-    named = alt.Color("calibration:N", sort=None, title=None, legend=_legend(len({row["calibration"] for row in rows})))
+    named = _coloured(found, legend=True)
     if from_zero:
-        marks = base.mark_bar(opacity=0.85).encode(y=up, color=named, tooltip=tips)
+        marks = base.mark_bar(opacity=0.8).encode(y=up, color=named, tooltip=tips)
     else:
         marks = base.mark_point(filled=True, size=90, opacity=1).encode(y=up, color=named, tooltip=tips)
-    layers = [
-        marks,
-        base.mark_rule(clip=True, strokeWidth=1.5)
-        .transform_filter("isValid(datum.low)")
-        .encode(y=alt.Y("low:Q", scale=scale), y2="high:Q"),
-        _dots(found, mine).encode(x=x, xOffset=side, y=alt.Y("mean:Q", scale=scale), tooltip=_TIPS(alt)),
-        *(_reference(alt, one) for one in references),
-    ]
+    interval = base.mark_rule(clip=True, strokeWidth=1.5).transform_filter("isValid(datum.low)")
+    interval = interval.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    dots = _dots(found, mine).encode(x=x, xOffset=side, y=alt.Y("mean:Q", scale=scale), tooltip=_TIPS(alt))
+    over = [marks, interval, dots] if from_zero else [dots, interval, marks]
+    layers = [*over, *(_reference(alt, one) for one in references)]
     cut = any(not _near(row[end], means) for row in rows for end in ("low", "high") if row[end] is not None)
-    said = f"Means over the seeds with {FEW_SEEDS} {'; '.join(notes)}."
+    said = f"Means over the seeds with {FEW_SEEDS}" + (f" {'; '.join(notes)}." if len(notes) < 4 else "")
     said += "" if from_zero else " The axis does not begin at zero."
     said += " Intervals are cut where they leave the picture." if cut else ""
     yield "by-source", alt.layer(*layers), f"{measure.name} by source and method, with intervals", said
@@ -119,7 +123,7 @@ def _lines(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, str, 
             row = {**_row(found, one), "x": x, "series": series, "n": f"{one.t.n}", "deviation": spread}
             rows.append({**row, "low": row["mean"] - spread, "high": row["mean"] + spread})
         base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("x:Q", title=axis.title, axis=alt.Axis(format="~g"),
+            x=alt.X("x:Q", title=axis.title, axis=alt.Axis(format=".4~r", values=sorted(set(values))),
                     scale=alt.Scale(type="log", base=2, nice=False) if log else alt.Scale(zero=False, nice=False)),
             color=alt.Color("series:N", sort=None, title=None, legend=_legend(len({row["series"] for row in rows}))),
         )  # fmt: skip
@@ -176,13 +180,13 @@ def _seeds(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, str, 
     """Every run; over ten and more a violin, as the paper draws them."""
     alt = import_extra("altair")
     mine = [one for one in _with_data(found, measure) if len(one.values) > 1]
-    if not mine:
+    if not 0 < len(mine) <= MOST_ROWS:
         return
     where = {one: f"{setting(found, one.arm)}, {_calibration(one.arm)}" for one in mine}
     order = list(dict.fromkeys(where.values()))
     y = alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, domain=False, ticks=False, grid=True))
-    x = alt.X("mean:Q", title=axis_title(measure), scale=alt.Scale(zero=False))
-    colour = alt.Color("calibration:N", sort=None, legend=None)
+    x = alt.X("mean:Q", title=axis_title(measure), scale=alt.Scale(zero=False, nice=False, padding=10))
+    colour = _coloured(found, legend=False)
     rows = [row | {"row": where[one]} for one in mine for row in _runs(found, [one])]
     layers = []
     outlines = [
@@ -194,7 +198,7 @@ def _seeds(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, str, 
     if outlines:
         shapes = alt.Chart(alt.Data(values=outlines)).mark_line(filled=True, fillOpacity=0.25, strokeWidth=1)
         off = alt.YOffset("place:Q", scale=alt.Scale(domain=[-1.1, 1.1]))
-        fill = alt.Fill("calibration:N", sort=None, legend=None)
+        fill = alt.Fill("calibration:N", scale=alt.Scale(domain=_calibrations(found)), legend=None)
         layers.append(shapes.encode(x=x, y=y, yOffset=off, color=colour, fill=fill, order="order:Q", detail="row:N"))
     dots = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, size=46, opacity=0.8)
     middle = alt.Chart(alt.Data(values=rows)).mark_tick(thickness=2, size=16).encode(x=alt.X("mean(mean):Q"), y=y)
@@ -227,10 +231,9 @@ def _proxies(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, str
             y=alt.Y("mean:Q", title=axis_title(measure), scale=alt.Scale(zero=False)),
         )
     )
-    legend = _legend(len({row["calibration"] for row in rows}))
     points = base.mark_point(filled=True, size=80, opacity=1).encode(
-        color=alt.Color("calibration:N", sort=None, title=None, legend=legend),
-        shape=alt.Shape("setting:N", sort=None, title=None),
+        color=_coloured(found, legend=True),
+        shape=alt.Shape("setting:N", sort=None, title=None, legend=_legend(len({row["setting"] for row in rows}))),
         tooltip=["proxy:N", "setting:N", "calibration:N", alt.Tooltip("x:Q"), alt.Tooltip("mean:Q", format=".4~g")],
     )
     said = f"A point is a calibration, mean over its seeds. In files: {names[0]}."
@@ -238,7 +241,7 @@ def _proxies(found: Judgement, measure: Measure) -> Iterator[tuple[str, Any, str
 
 
 def _chart(name: str, chart: Any, alt: str, caption: str) -> Chart:
-    spec = {key: value for key, value in chart.to_dict().items() if key not in ("config", "$schema")}
+    spec = _rounded({key: value for key, value in chart.to_dict().items() if key not in ("config", "$schema")})
     spec.setdefault("height", HEIGHT)
     svg = drawn({**spec, "width": WIDTH}, "svg").decode()
     live = {**spec, "width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
@@ -287,7 +290,18 @@ def _reference(alt: Any, one: Mapping[str, Any]) -> Any:
 
 def _legend(n: int) -> Any:
     alt = import_extra("altair")
-    return alt.Legend(orient="top", columns=min(n, 4)) if n > 1 else None
+    return alt.Legend(orient="top", columns=min(n, 4), symbolOpacity=1) if n > 1 else None
+
+
+def _coloured(found: Judgement, *, legend: bool) -> Any:
+    """A calibration's colour, the same in all pictures."""
+    alt, names = import_extra("altair"), _calibrations(found)
+    shown = _legend(len(names)) if legend else None
+    return alt.Color("calibration:N", scale=alt.Scale(domain=names), title=None, legend=shown)
+
+
+def _calibrations(found: Judgement) -> list[str]:
+    return list(dict.fromkeys(arm.calibration.name for arm in found.scores.arms if arm.calibration))
 
 
 def _calibration(arm: RunSpec) -> str:
@@ -304,6 +318,15 @@ def _near(value: float | None, means: Sequence[float]) -> bool:
     return value is not None and min(means) - reach <= value <= max(means) + reach
 
 
+def _rounded(value: Any) -> Any:
+    """Six digits: more cannot be seen, and half the page would be digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -315,7 +338,7 @@ def _violin(values: Sequence[float]) -> list[tuple[float, float]]:
     """The outline of the density: along it, and back."""
     density = scipy("stats").gaussian_kde(values)
     spread = 3 * float(np.sqrt(density.covariance[0, 0]))
-    x = np.linspace(min(values) - spread, max(values) + spread, 60)
+    x = np.linspace(min(values) - spread, max(values) + spread, 40)
     y = density(x) / density(x).max()
     there = list(zip(x.tolist(), y.tolist(), strict=True))
     return there + [(x, -y) for x, y in reversed(there)]
