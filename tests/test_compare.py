@@ -2,20 +2,21 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import CHROMIUM, drawn, shown
+from full_disk import room_for
 from tiny_models import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 from calibrune import verbs
 from calibrune.cli import app
+from calibrune.demo import run_demo
 from calibrune.errors import ConfigError, ModelError, OutputError
 from calibrune.proxies import PROXIES
+from calibrune.proxies.compare import Measured, rank
 from calibrune.report import extras
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from calibrune.report.comparison import comparison_text
 
 
 @pytest.fixture(scope="module")
@@ -64,33 +65,50 @@ def test_every_number_is_in_the_record_with_what_it_was_measured_on(compared):
     assert found["own_samples"]["fingerprint"] not in [one["fingerprint"] for one in found["sets"]]
 
 
-def browser(page, *arguments):
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *arguments]
-    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+def test_a_table_is_no_wider_than_the_terminal_and_every_set_is_in_one(compared, monkeypatch):
+    found = json.loads((compared[0] / "compare.json").read_text())
+    monkeypatch.setenv("COLUMNS", "60")
+    said = comparison_text(found)
+    assert max(map(len, said.splitlines())) <= 60
+    heads = re.findall(r"^proxy +better +(.+)$", said, re.MULTILINE)
+    assert len(heads) == 2
+    assert [name for head in heads for name in head.split()] == found["ranking"]["order"]
+
+
+def test_sets_of_a_few_documents_are_warned_of():
+    def one(name, documents):
+        values = {"min_k_plus_plus": -1.0, "effective_documents": documents}
+        return Measured(name, "", values, {"min_k_plus_plus": [-1.0] * 8})
+
+    said = " ".join(rank([one("wide", 7.5), one("narrow", 1.2)]).cautions)
+    assert "Of few documents: narrow, " in said
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and it is not installed")
 def test_in_a_browser_the_charts_are_there_and_nothing_is_fetched(compared, tmp_path):
-    page, log = compared[0] / "compare.html", tmp_path / "net.json"
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    shown = browser(page, "--dump-dom", f"--log-net-log={log}", "--disable-background-networking", profile).stdout
-    # five bar charts, and two histograms of each of three sets
-    assert shown.count('role="img"') == shown.count("</svg>") == 11
-    assert shown.count("<path") > 50
-    assert "Which set to try first" in shown
-    assert not re.search(r"""(src|href)\s*=\s*["']|url\((?!#)|@import""", re.sub(r"xlink:href=\"#", "", shown))
-    asked = set(re.findall(r'"url":"((?!file:|data:|chrome|about:)[^"]+)"', log.read_text()))
-    # the browser's own calls home are no part of the page
-    own = re.compile(r"^\w+://[\w.-]*(google|googleapis|gvt1)\.com[/:]")
-    assert [url for url in asked if not own.match(url)] == []
+    html, asked = shown(compared[0] / "compare.html", tmp_path)
+    # five bar charts, and two pictures of how the samples of all sets are spread
+    assert html.count('role="img"') == html.count("</svg>") == 7
+    assert html.count("<path") > 50
+    assert "Which set to try first" in html
+    assert not re.search(r"""(src|href)\s*=\s*["']|url\((?!#)|@import""", re.sub(r"xlink:href=\"#", "", html))
+    assert asked == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and it is not installed")
 def test_a_browser_can_draw_the_page(compared, tmp_path):
-    picture = tmp_path / "page.png"
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    browser(compared[0] / "compare.html", f"--screenshot={picture}", "--window-size=1000,3000", profile)
-    assert picture.stat().st_size > 50_000
+    assert drawn(compared[0] / "compare.html", tmp_path).stat().st_size > 50_000
+
+
+@pytest.mark.parametrize("room", [2_000, 30_000])
+def test_on_a_full_disk_there_is_no_half_comparison(room, place, compared, tmp_path):
+    found = json.loads((compared[0] / "compare.json").read_text())
+    assert len((compared[0] / "compare.json").read_bytes()) < 30_000 < len((compared[0] / "compare.html").read_bytes())
+    with pytest.MonkeyPatch.context() as patch, room_for(room):
+        patch.setattr(verbs, "quality", lambda *_args, **_more: found)  # measured before
+        with pytest.raises(OutputError, match="File too large"):
+            verbs.compare(["random", "random"], out=tmp_path / "out", model=str(place / "model"))
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_one_set_is_shown_without_a_ranking(place, tmp_path, monkeypatch):
@@ -132,8 +150,14 @@ def test_a_library_that_the_page_needs_is_missed_before_the_model_is_loaded(name
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(extras, "import_module", without)
-    with pytest.raises(ConfigError, match=f"reports need {name}, which is not installed"):
+    told = pytest.raises(ConfigError, match=f"reports need {name}, which is not installed")
+    with told:
         verbs.compare(["random", "random"], out=tmp_path / "out", model="nowhere/at-all")
+    with told:
+        run_demo(tmp_path / "demo", model="nowhere/at-all")
+    result = CliRunner().invoke(app, ["inspect", "nowhere/at-all", "--picture", str(tmp_path / "layers.html")])
+    assert f"reports need {name}" in result.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_mixture_with_commas_in_its_options_is_no_finished_set(place):

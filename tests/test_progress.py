@@ -1,6 +1,8 @@
 """Progress goes to stderr, only where somebody looks, and never in the way of the items."""
 
 import io
+import logging
+import re
 import sys
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrune import progress
-from calibrune.progress import progress_bar, show_progress, track
+from calibrune.progress import AboveBars, progress_bar, show_progress, track
 
 
 class Terminal(io.StringIO):
@@ -64,6 +66,24 @@ def test_a_stream_of_unknown_length_is_counted(monkeypatch):
     with progress_bar("tokens", total=10) as bar:
         bar.update(10)
     assert "10/10" in sys.stderr.getvalue()
+
+
+def test_a_log_line_stands_on_a_line_of_its_own_above_the_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    log = logging.Logger("test")
+    log.addHandler(AboveBars())
+    for item in track(range(3), "texts"):
+        log.info("text %d is there", item)
+    lines = re.split("[\r\n]", sys.stderr.getvalue())
+    assert [line for line in lines if "is there" in line] == [f"text {i} is there" for i in range(3)]
+
+
+def test_a_bar_inside_another_is_gone_when_it_is_done(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for _ in track(range(2), "batches"):
+        list(track(range(3), "tokens"))
+    assert "3/3" not in re.split("[\r\n]", sys.stderr.getvalue().strip())[-1]
+    assert "2/2" in sys.stderr.getvalue()
 
 
 def test_an_error_under_way_closes_the_bar_and_comes_through(monkeypatch):

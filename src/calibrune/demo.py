@@ -28,6 +28,7 @@ from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
 from calibrune.patterns import parse_pattern
 from calibrune.prune import PruneReport, prune_model
 from calibrune.pruners import Magnitude, Pruner, Wanda
+from calibrune.report.extras import check_page_extras
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Preformatted, Sample, Samples
 from calibrune.report.plots import bar_chart, layer_chart
 from calibrune.report.tables import Table
@@ -89,6 +90,7 @@ def run_demo(
     """
     start = time.perf_counter()
     _check_room(out)
+    check_page_extras()
     texts = [_short(text, size) for text in _texts(data)]
     lm = load_model(model)
     fingerprint = weights_fingerprint(lm.model)

@@ -5,10 +5,14 @@ import math
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from calibrune.errors import OutputError
+from safetensors import SafetensorError
+
+from calibrune.errors import OutputError, RunError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -28,6 +32,19 @@ def write_whole(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r} ({error.strerror}); choose another file") from error
+
+
+@contextmanager
+def keeping(what: str, place: Path, safe: str = "what was kept before is safe") -> Iterator[None]:
+    """Around what writes to the cache: where that fails, say on a full disk, `RunError` says what to do."""
+    try:
+        yield
+    except (OSError, OutputError, SafetensorError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        raise RunError(
+            f"{what} cannot be kept in {str(place)!r} ({getattr(cause, 'strerror', None) or cause}); {safe}: "
+            f"make room, or set CALIBRUNE_CACHE to a folder elsewhere, and start again"
+        ) from error
 
 
 def check_writable(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Progress bars with the time left, on stderr; quiet where stderr is not a terminal, unless asked for."""
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import Never, TypeVar
@@ -31,7 +32,18 @@ def progress_bar(description: str, *, total: int | None = None, unit: str = "it"
     shown = terminal if _wanted is None else _wanted
     # a log file gets a line every ten seconds, not ten a second
     pace = 0.1 if terminal else 10.0
-    return tqdm(desc=description, total=total, unit=unit, disable=not shown, mininterval=pace, file=sys.stderr)
+    # a bar inside another one is gone when it is done: one batch after the other would fill the screen with them
+    return tqdm(
+        desc=description, total=total, unit=unit, disable=not shown, mininterval=pace, file=sys.stderr, leave=None
+    )
+
+
+class AboveBars(logging.Handler):
+    """Writes log lines to stderr above the bars that are open, and not into the middle of one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _length(items: Iterable[T]) -> int | None:

@@ -23,7 +23,7 @@ from calibrune.calibration.spec import (
 )
 from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
 from calibrune.durable import to_json, write_whole
-from calibrune.errors import ConfigError
+from calibrune.errors import ConfigError, OutputError
 from calibrune.evaluation.agreement import check_comparable, check_compares
 from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos
@@ -267,8 +267,13 @@ def compare(specs: Sequence[str], *, out: Path, by: str = CRITERION, **asked: An
     check_page_extras()
     check_criterion(by)
     found = quality(specs, by=by, **asked)
-    comparison_page(found).write(out / "compare.html")
+    page = comparison_page(found)
     write_whole(out / RECORD, f"{to_json(found)}\n".encode())
+    try:
+        page.write(out / "compare.html")
+    except OutputError:  # both or none: half a comparison would stand in the way of the next
+        (out / RECORD).unlink()
+        raise
     return found
 
 

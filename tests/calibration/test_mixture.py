@@ -155,6 +155,21 @@ def test_parts_of_one_source_share_out_its_documents(tokenizer):
     assert few.fingerprint == made.take(9).fingerprint
 
 
+def test_parts_that_read_one_dataset_to_different_depths_share_out_its_documents_too(tokenizer):
+    class Scan(InMemory):
+        def describe(self):
+            return {"kind": "memory", "name": self.name, "scan": len(self.texts)}
+
+    texts = [f"{i:02d} " * 5 for i in range(60)]
+    deep, shallow = Scan(*texts, name="one"), Scan(*texts[:40], name="one")
+    made = build(CalibrationRecipe(corpus=Mixture(parts=((deep, 1), (shallow, 1))), n_samples=12, seq_len=8), tokenizer)
+    ids = {name for row in made.manifest["document_ids"] for name in row}
+    first, again = ({name.split("/")[1] for name in ids if name.startswith(f"{of}/")} for of in ("one", "one 2"))
+    assert first
+    assert again
+    assert first.isdisjoint(again)
+
+
 def test_a_part_that_gives_too_little_is_named(tokenizer):
     few = InMemory("abc", name="few")
     with pytest.raises(CalibrationError, match="documents of 'few' give only"):

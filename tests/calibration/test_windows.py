@@ -55,6 +55,14 @@ def test_packed_with_bos_at_every_window_by_hand(tokenizer):
     assert long.input_ids.tolist() == [[BOS, A, B, C]] * 3
 
 
+@pytest.mark.parametrize("policy", ["packed", "packed_blank"])
+def test_tokens_that_are_framed_already_stand_as_they_are(policy, tokenizer):
+    chats = [Document("", f"toy:{i}", token_ids=ids, framed=True) for i, ids in enumerate([(BOS, A, EOS, B), (BOS, C)])]
+    got = cut(chats, tokenizer, seq_len=6, policy=policy)
+    assert got.input_ids.tolist() == [[BOS, A, EOS, B, BOS, C]]
+    assert got.document_ids == (("toy:0", "toy:1"),)
+
+
 def test_packed_without_bos_by_hand(tokenizer):
     assert cut(("aa", "bb", "c"), tokenizer, n_samples=2, bos="none").input_ids.tolist() == [
         [A, A, EOS, B],

@@ -133,6 +133,7 @@ def test_the_description_pins_the_content_and_not_the_place(tmp_path):
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "text_field": "text",
+        "licence": None,
     }
     assert str(tmp_path) not in json.dumps(described)
 
@@ -162,7 +163,7 @@ def test_an_unknown_setting_is_an_error():
     ("line", "says"),
     [
         (b"[1, 2]", "line 2 of .* is a list, not an object"),
-        (b"{", "line 2 of .* is not JSON"),
+        (b"{", "line 2 of .* is not JSON .*, character 1.: the file must have"),
         (b"nonsense", "line 2 of .* is not JSON"),
         (b'{"content": "x", "url": "y"}', "line 2 of .* has no field 'text', only 'content', 'url'"),
         (b"{}", "has no field 'text', only none at all"),

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_hub import COMMIT, DatasetHub
+from dataset_hub import DatasetHub
+from loopback_hub import COMMIT
 
 from calibrune.corpora.hub import HubCorpus, _streaming
 from calibrune.corpora.named import NAMED

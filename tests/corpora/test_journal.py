@@ -1,14 +1,11 @@
 """The journal: what is in it survives, what is damaged is written anew, and nothing is in it twice."""
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
 
 from calibrune.corpora.journal import Journal
 from calibrune.corpora.writing import Leg, Request, Writer
-from calibrune.errors import RunError
 from calibrune.lm.generation import GeneratedText, Sampling
 
 
@@ -92,22 +89,3 @@ def test_a_damaged_line_is_written_anew_and_the_others_stay(damage, file, caplog
     assert "damaged" in caplog.text
     journal.append({"a": text(1)})
     assert [Journal(file).read(key, (7,)) for key in "ab"] == [text(1), text(2)]
-
-
-def test_a_full_disk_ends_in_one_sentence_and_keeps_what_was_there(file, monkeypatch):
-    journal = Journal(file)
-    journal.append({"a": text(1)})
-    before, write = file.read_bytes(), os.write
-
-    def full(handle, data):
-        if len(data) > 10:
-            return write(handle, bytes(data[:10]))
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda handle, data: full(handle, data) if len(data) > 20 else full(handle, b""))
-        with pytest.raises(RunError, match=r"No space left on device.*; the 1 before them are safe: make room"):
-            journal.append({"b": text(2)})
-    assert file.read_bytes() == before
-    journal.append({"b": text(2)})
-    assert len(Journal(file)) == 2

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import room_for
 from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'calibrune[evaluate]'")
 
-from calibrune.errors import ConfigError, CorpusError, ModelError
+from calibrune.errors import ConfigError, CorpusError, ModelError, RunError
 from calibrune.evaluation import harness
 from calibrune.evaluation.harness import evaluate_tasks, subset
 from calibrune.evaluation.local_rows import LocalRows
@@ -189,6 +190,12 @@ def test_what_was_finished_is_read_and_what_was_interrupted_goes_on(small, share
         small.model.model.norm.weight[0] -= 1
     assert measured[3:] == ["piqa", "piqa"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_results_that_a_full_disk_does_not_keep_are_one_sentence(small, shared_data, tmp_path):
+    with room_for(100), pytest.raises(RunError, match=r"^the results of piqa cannot be kept in .*: make room, or set"):
+        scores_of(small, "piqa", shared_data, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_is_a_fixed_draw_and_a_smaller_one_is_part_of_a_larger():

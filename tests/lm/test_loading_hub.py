@@ -9,104 +9,56 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from loopback_hub import COMMIT, REVISIONS, LoopbackHub, about, send, send_error, send_json
 from tiny_models import tiny_lm, tiny_model
 
 from calibrune.lm.loading import weights_fingerprint
 
 pytestmark = pytest.mark.slow
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-
-class Hub:
+class Hub(LoopbackHub):
     """Serves one folder as every repository `org/tiny-...`, and as others that misbehave."""
 
     def __init__(self, folder: Path) -> None:
-        self.requests: list[str] = []
-        hub = self
+        self.folder = folder
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):  # HTTP/1.0: no connection outlives its request, nor so the hub
-            def do_GET(self) -> None:
-                hub.answer(self, folder)
-
-            def do_HEAD(self) -> None:
-                hub.answer(self, folder)
-
-            def log_message(self, *_args: object) -> None:
-                pass
-
-        self._handler = Handler
-        self.port = 0
-        self.open()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def open(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), self._handler)
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Nobody answers for a while."""
-        self.close()
-        try:
-            yield
-        finally:
-            self.open()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def answer(self, request: BaseHTTPRequestHandler, folder: Path) -> None:
-        self.requests.append(f"{request.command} {request.path}")
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0].removeprefix("/api/models").lstrip("/")
         is_api = request.path.startswith("/api/models/")
         repo, rest = "/".join(path.split("/")[:2]), path.split("/")[2:]
         if repo == "org/busy":
-            return self.send(request, 503, {})
+            return send(request, 503, {})
         if repo == "org/gated" or (repo == "org/gated-files" and not is_api):
-            return self.send(request, 403, {"X-Error-Code": "GatedRepo"})
+            return send_error(request, 403, "GatedRepo")
         if not repo.startswith("org/tiny") and repo not in ("org/gated-files", "org/without-config"):
-            return self.send(request, 404, {"X-Error-Code": "RepoNotFound"})
+            return send_error(request, 404, "RepoNotFound")
         revision = rest[1] if len(rest) > 1 else "main"
-        if revision not in ("main", "v1", COMMIT):
-            return self.send(request, 404, {"X-Error-Code": "RevisionNotFound"})
-        files = sorted(entry.name for entry in folder.iterdir())
+        if revision not in REVISIONS:
+            return send_error(request, 404, "RevisionNotFound")
+        files = sorted(entry.name for entry in self.folder.iterdir())
         if repo == "org/without-config":
             files.remove("config.json")
         if is_api:
             if rest[:1] == ["tree"]:
                 entries = [
-                    {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": name}
+                    {"type": "file", "path": name, "size": (self.folder / name).stat().st_size, "oid": name}
                     for name in files
                 ]
-                return self.send(request, 200, {}, json.dumps(entries).encode())
-            siblings = [{"rfilename": name} for name in files]
-            about = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
-            return self.send(request, 200, {}, json.dumps(about).encode())
+                return send_json(request, entries)
+            return send_json(request, about(repo, files))
         name = "/".join(rest[2:])
         if name not in files:
-            return self.send(request, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        content = (folder / name).read_bytes()
+            return send_error(request, 404, "EntryNotFound", **{"X-Repo-Commit": COMMIT})
+        content = (self.folder / name).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
-        return self.send(request, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, content)
-
-    def send(self, request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-        request.send_response(status)
-        for name, value in headers.items():
-            request.send_header(name, value)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body)
+        return send(request, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, content)
 
 
 @pytest.fixture(scope="module")

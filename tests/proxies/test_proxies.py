@@ -93,17 +93,6 @@ def test_a_token_without_a_likelihood_leaves_its_sample_without_a_number(kind, d
     assert isnan(kind().measure(data, told))
 
 
-def test_a_measurement_that_cannot_be_kept_leaves_nothing_half_behind(context, data, monkeypatch, cache):
-    def fail(tensors, file):
-        file.write_bytes(b"half")
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(proxy, "save_file", fail)
-    with pytest.raises(OSError, match="full"):
-        context.moments(data)
-    assert [file for file in cache.rglob("*") if file.is_file()] == []
-
-
 def test_where_the_model_is_certain_min_k_plus_plus_stays_finite(data):
     assert isfinite(MinKPlusPlus().measure(data, Told([[[0.0, 0.0, 0.0]] * 4])))
 

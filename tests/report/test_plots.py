@@ -7,7 +7,15 @@ from xml.etree import ElementTree
 import pytest
 
 from calibrune.errors import ConfigError
-from calibrune.report.plots import Interval, LayerPanel, bar_chart, histogram, interval_chart, layer_chart, layer_charts
+from calibrune.report.plots import (
+    Interval,
+    LayerPanel,
+    bar_chart,
+    histograms,
+    interval_chart,
+    layer_chart,
+    layer_charts,
+)
 
 ROWS = [
     {"data": "dense", "ppl": 18.6, "stderr": 0.12},
@@ -56,8 +64,8 @@ def test_a_chart_that_would_mislead_is_refused():
         bar_chart([{"a": "x", "b": 1.0}, {"a": "x", "b": 2.0}], "a", "b")
     with pytest.raises(ConfigError, match="at least one layer"):
         layer_chart([])
-    with pytest.raises(ConfigError, match="none of the 1 values"):
-        histogram([math.nan])
+    with pytest.raises(ConfigError, match="none of the values of 1 groups is finite"):
+        histograms([("a", [math.nan])])
 
 
 def test_equal_sparsities_are_told_apart_by_their_strips():
@@ -82,15 +90,37 @@ def test_experts_of_one_block_are_points_on_one_strip():
     assert svg.count('role="graphics-symbol"') >= 6 or svg.count("<path") >= 6
 
 
-def test_a_histogram_says_what_it_left_out():
-    found = words(histogram([1.0, 2.0, 2.0, 3.0, math.inf], x_title="perplexity"))
-    assert {"perplexity (1 not finite, left out)", "texts", "median 2"} <= {text.removesuffix(".000") for text in found}
+def test_histograms_share_an_axis_and_say_what_they_left_out():
+    groups = [("one", [1.0, 2.0, 2.0, 3.0, math.inf]), ("two", [40.0, 50.0]), ("none", [math.nan])]
+    for log in (False, True):
+        found = words(histograms(groups, x_title="perplexity", log=log))
+        assert {"one (1 not finite, left out)", "two", "median 2.000", "median 45.00", "perplexity"} <= set(found)
+        assert "none" not in found
+        assert found.count("20") == 1  # one axis for both
+        counts = {"0", "2" if log else "3"}  # 2 and 3 are in one of 40 bins of equal width
+        assert counts <= set(found)
+
+
+def test_values_that_are_all_one_are_a_bar():
+    found = words(histograms([("a", [3.0, 3.0])], log=True))
+    assert "median 3.000" in found
+
+
+def test_a_narrow_logarithmic_axis_has_numbers_too():
+    rows = [{"data": "a", "ppl": 15.0}, {"data": "b", "ppl": 38.0}]
+    assert {"15", "20", "25", "30"} <= set(words(bar_chart(rows, "data", "ppl", log=True)))
+
+
+def test_names_are_broken_where_their_parts_end():
+    rows = [{"data": name, "ppl": 1.0} for name in ("own-pile_wikipedia_en:dedup=0.8", *"abcdefghi")]
+    found = words(bar_chart(rows, "data", "ppl"))
+    assert [text for text in found if len(text) > 2][:4] == ["own-pile_", "wikipedia_", "en:", "dedup=0.8"]
 
 
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(ConfigError, match=r"need altair.*pip install 'calibrune\[report\]'"):
-        histogram([1.0])
+        histograms([("a", [1.0])])
 
 
 def test_a_chart_of_intervals_names_its_rows_and_has_a_zero():

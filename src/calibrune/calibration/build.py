@@ -159,7 +159,7 @@ def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, source
     for i, part in enumerate(mixture.parts):
         if n := turns.count(i):
             own = replace(recipe, corpus=part.corpus, filters=(*part.filters, *recipe.filters), n_samples=n)
-            same = [p for p, source in enumerate(sources) if source == sources[i]]
+            same = [p for p, source in enumerate(sources) if _documents_of(source) == _documents_of(sources[i])]
             parts[i] = _drawn(own, tokenizer, mixture.owning(i, same, recipe.seed) if len(same) > 1 else None)
     dealt = {i: iter(range(turns.count(i))) for i in parts}
     # files of one name can be in several parts, so an id alone is not enough
@@ -184,6 +184,12 @@ def _mixed(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase, source
         "parts": [{"name": mixture.names[i], "n_samples": turns.count(i), **one.facts} for i, one in parts.items()],
     }
     return _Drawn(cut, hashes, remarks, facts)
+
+
+def _documents_of(source: dict[str, Any]) -> dict[str, Any]:
+    """What of a source's record decides which documents it has: a longer scan of a dataset has those of a shorter."""
+    about = ("scan", "rows_looked_at", "rows_sha256", "licence")
+    return {key: value for key, value in source.items() if key not in about}
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: CutWindows) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import Frame, tokenize
 from calibrune.corpora.document import Document
+from calibrune.durable import keeping
 from calibrune.lm.likelihood import text_log_likelihoods
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 from calibrune.progress import progress_bar
@@ -81,9 +82,10 @@ class DocumentScorer:
             scored = values[max(first - 1, 0) :].double()
             self._known[key] = float(scored.mean().neg().exp()) if len(scored) else float("nan")
             lines.append(json.dumps([key, self._known[key]]))
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        with keeping(f"the scores of {len(missing)} documents", self._file):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))
 
     def _token_ids(self, document: Document) -> tuple[list[int], int]:
         """The tokens to score, and how many at their start do not count."""

@@ -156,7 +156,7 @@ def cut_windows(
     """Cut the first `n_samples` windows of `seq_len` tokens; no more documents are read than that takes.
 
     The first 64 of 128 windows are the 64 windows of a smaller request. A document's own `token_ids` are used as they
-    are; only a BOS before and an EOS after them follow the policy, as for any other document.
+    are; only a BOS before and an EOS after them follow the policy, as for any other document, unless they are framed.
 
     Args:
         documents: in the order in which they are used.
@@ -205,6 +205,10 @@ def _tokenized(
     for number, document in enumerate(documents):
         goes_on = windows.policy == "packed_blank" and number > 0
         blank = frame.blank if goes_on else ""
+        if document.framed and document.token_ids is not None:
+            lengths.append(len(document.token_ids))
+            yield _Piece(list(document.token_ids), [document.id] * len(document.token_ids))
+            continue
         if document.token_ids is None:
             body = tokenize(tokenizer, blank + document.text)
         else:

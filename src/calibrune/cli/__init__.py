@@ -18,9 +18,15 @@ from calibrune.errors import CalibruneError
 
 P = ParamSpec("P")
 
+_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate", "study")
+
 
 class Verbs(TyperGroup):
     """The verbs; what is wrong with a command line itself is said like any other error."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which one uses them, whichever file they are in."""
+        return sorted(self.commands, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         standalone = extra.pop("standalone_mode", True)
@@ -65,15 +71,15 @@ def calibrune(
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or package:NAME.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make; it must not hold another run.")]
 Samples = Annotated[
-    int | None, typer.Option(min=1, help="Calibration sequences.  [default: 128, or all of a token file]")
+    int | None, typer.Option(min=1, metavar="N", help="Calibration sequences.  [default: 128, or all of a token file]")
 ]
 SeqLen = Annotated[
-    int | None, typer.Option(min=2, help="Tokens in a sequence.  [default: 2048, or the model's context]")
+    int | None, typer.Option(min=2, metavar="N", help="Tokens in a sequence.  [default: 2048, or the model's context]")
 ]
-Seed = Annotated[int, typer.Option(help="Of every draw of the run.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16, float16.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of every draw of the run.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(metavar="NAME", help="auto (the checkpoint's own), float32, bfloat16, float16.")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub model.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the evaluation texts.")]
@@ -309,10 +315,10 @@ def _configure() -> None:
     """Our own log and transformers' warnings on stderr; its progress bars are replaced by ours."""
     from transformers.utils import logging as transformers_logging
 
-    from calibrune.progress import show_progress
+    from calibrune.progress import AboveBars, show_progress
 
     transformers_logging.disable_progress_bar()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = AboveBars()
     handler.setFormatter(logging.Formatter("calibrune: %(message)s"))
     log = logging.getLogger("calibrune")
     log.handlers, log.propagate = [handler], False

@@ -19,10 +19,12 @@ def compare(
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model that is to be pruned.")],
     out: Out,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Sequences of each set.  [default: 32, or all of a finished set]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Sequences of each set.  [default: 32, or all of a finished set]"),
     ] = None,
     seq_len: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in a sequence.  [default: 512, or as in a finished set]")
+        int | None,
+        typer.Option(min=2, metavar="N", help="Tokens in a sequence.  [default: 512, or as in a finished set]"),
     ] = None,
     by: Annotated[
         str, typer.Option(metavar="PROXY", help="What to rank by; see docs/set-quality.md.")
@@ -34,7 +36,7 @@ def compare(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Say which calibration set suits a model, before anything is pruned: a table, a page with pictures, a ranking."""
+    """Say which calibration set suits a model, and draw a page."""
     from calibrune import verbs
     from calibrune.report.comparison import comparison_text
 

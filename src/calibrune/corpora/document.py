@@ -16,6 +16,9 @@ class Document:
     """The exact tokens, where a model wrote them; None: the tokenizer decides."""
     perplexity: float | None = None
     """exp of the mean negative log-likelihood per token, where the writer recorded it; nan where it has none."""
+    framed: bool = False
+    """Whether `token_ids` begin and end with what belongs there, as a chat's template says: nothing is put around them,
+    and nothing is taken off."""
 
 
 @runtime_checkable

@@ -34,6 +34,8 @@ class FileCorpus:
     """The field or column that holds the text; a `.txt` file has none."""
     name: str = ""
     """What the corpus is called in tables and errors; if not given, the file's name without its endings."""
+    licence: str = ""
+    """Of the text, to be recorded; a file does not say it."""
 
     def __post_init__(self) -> None:
         ending = _ending(self.path)
@@ -88,6 +90,7 @@ class FileCorpus:
             "bytes": self.path.stat().st_size,
             "sha256": sha256,
             "text_field": self.text_field,
+            "licence": self.licence or None,
         }
 
 
@@ -155,7 +158,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"line {number} of {path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); "
-            "convert the file to UTF-8"
+            "convert the file to UTF-8, or name another one if this is no text"
         ) from None
 
 
@@ -164,9 +167,8 @@ def _text_in(written: str, path: Path, number: int, text_field: str) -> str | No
     try:
         row = json.loads(written)
     except json.JSONDecodeError as error:
-        raise CorpusError(
-            f"{where} is not JSON ({error.msg.lower()} at {error.pos}): the file must have one JSON object per line"
-        ) from None
+        said = f"{error.msg.lower().removesuffix(' at')}, character {error.pos}"
+        raise CorpusError(f"{where} is not JSON ({said}): the file must have one JSON object per line") from None
     if not isinstance(row, dict):
         raise CorpusError(f"{where} is {_json_kind(row)}, not an object: write one object per line, with a text field")
     if text_field not in row:

@@ -122,7 +122,7 @@ class SelfGeneration:
             for request, text in some.texts:
                 ids = tuple(same.setdefault(i, i) for i in text.token_ids)
                 words = self.model.tokenizer.decode(ids, skip_special_tokens=True)
-                yield Document(words, request.id, ids, text.perplexity)
+                yield Document(words, request.id, ids, text.perplexity, framed=self.prompts == "chat")
 
     @property
     def _weights(self) -> str:

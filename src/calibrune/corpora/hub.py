@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 from pydantic import Field
 
 from calibrune.corpora.document import Document
+from calibrune.durable import keeping, write_whole
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.lm.hub import TIMEOUT, HTTPError, first_line
 from calibrune.lm.loading import cache_folder
@@ -148,7 +149,8 @@ class HubCorpus:
                 return kept
             raise
         kept = KeptRows.find(folder / commit, self.scan) or self._fetch(folder / commit)
-        ref.write_text(commit)
+        with keeping("the commit that was read", ref):
+            write_whole(ref, commit.encode())
         return kept
 
     def _asked(self) -> dict[str, Any]:
@@ -210,33 +212,40 @@ class HubCorpus:
 
     def _fetch(self, folder: Path) -> "KeptRows":
         """Stream the rows into the cache."""
-        folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f".{os.getpid()}.unfinished"
         n = 0
-        try:
-            with _streaming(self) as datasets, gzip.open(unfinished, "wt", encoding="utf-8", compresslevel=4) as file:
-                try:
-                    stream = self._stream(datasets, folder.name)
-                    for row in track(
-                        islice(stream, self.scan), f"fetching rows of {self.name}", total=self.scan, unit="row"
-                    ):
-                        file.write(json.dumps(self._text(row, n)) + "\n")
+        with keeping(f"the rows of {self.dataset!r}", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with gzip.open(unfinished, "wt", encoding="utf-8", compresslevel=4) as file:
+                    for text in self._fetched(folder.name):
+                        file.write(json.dumps(text) + "\n")
                         n += 1
-                except (LocalEntryNotFoundError, ConnectionError, TimeoutError, HTTPError) as said:
-                    raise CorpusError(
-                        f"the hub stopped answering after {n:,} rows of {self.dataset!r} ({first_line(said)}): "
-                        f"try again, or use {self.instead}"
-                    ) from said
-                except (OSError, EOFError, ValueError, zlib.error, datasets.exceptions.DatasetsError) as said:
-                    raise CorpusError(
-                        f"the dataset {self.dataset!r} cannot be read after {n:,} rows ({_cause(said)}): its files are "
-                        f"damaged, or not of a kind that `datasets` reads; use {self.instead}"
-                    ) from said
-            kept = folder / (f"all-{n}.jsonl.gz" if n < self.scan else f"first-{n}.jsonl.gz")
-            unfinished.replace(kept)
-        finally:
-            unfinished.unlink(missing_ok=True)
+                kept = folder / (f"all-{n}.jsonl.gz" if n < self.scan else f"first-{n}.jsonl.gz")
+                unfinished.replace(kept)
+            finally:
+                unfinished.unlink(missing_ok=True)
         return KeptRows(kept)
+
+    def _fetched(self, commit: str) -> Iterator[str | None]:
+        """The texts of the rows, from the hub; what goes wrong there is a `CorpusError`."""
+        n = 0
+        with _streaming(self) as datasets:
+            try:
+                rows = islice(self._stream(datasets, commit), self.scan)
+                for row in track(rows, f"fetching rows of {self.name}", total=self.scan, unit="row"):
+                    yield self._text(row, n)
+                    n += 1
+            except (LocalEntryNotFoundError, ConnectionError, TimeoutError, HTTPError) as said:
+                raise CorpusError(
+                    f"the hub stopped answering after {n:,} rows of {self.dataset!r} ({first_line(said)}): "
+                    f"try again, or use {self.instead}"
+                ) from said
+            except (OSError, EOFError, ValueError, zlib.error, datasets.exceptions.DatasetsError) as said:
+                raise CorpusError(
+                    f"the dataset {self.dataset!r} cannot be read after {n:,} rows ({_cause(said)}): its files are "
+                    f"damaged, or not of a kind that `datasets` reads; use {self.instead}"
+                ) from said
 
     def _stream(self, datasets: Any, commit: str) -> Iterator[Mapping[str, Any]]:
         what = f"the dataset {self.dataset!r}"

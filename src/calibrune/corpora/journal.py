@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from calibrune.errors import RunError
+from calibrune.durable import keeping
 from calibrune.lm.generation import GeneratedText
 
 log = logging.getLogger(__name__)
@@ -63,20 +63,14 @@ class Journal:
         Raises:
             RunError: they cannot be written, for example because the disk is full; what was there before stays.
         """
-        with self._thread:
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.file.with_suffix(".lock")):
-                    self._scan()
-                    self._drop_torn_line()
-                    new = [_line(key, text) for key, text in texts.items() if key not in self._places]
-                    self._write(b"".join(new))
-                    self._scan()
-            except OSError as error:
-                raise RunError(
-                    f"{len(texts)} texts cannot be kept in {self.file} ({error.strerror or error}); the {len(self):,} "
-                    f"before them are safe: make room, or set CALIBRUNE_CACHE to a folder elsewhere, and start again"
-                ) from error
+        with self._thread, keeping(f"{len(texts)} texts", self.file, f"the {len(self):,} before them are safe"):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_suffix(".lock")):
+                self._scan()
+                self._drop_torn_line()
+                new = [_line(key, text) for key, text in texts.items() if key not in self._places]
+                self._write(b"".join(new))
+                self._scan()
 
     def _scan(self) -> None:
         """Take note of the whole lines that came since the last look, of other processes too."""

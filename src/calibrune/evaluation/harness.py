@@ -15,7 +15,7 @@ from typing import Any
 
 from calibrune import __version__
 from calibrune.calibration.tokenizers import describe_tokenizer
-from calibrune.durable import write_whole
+from calibrune.durable import keeping, write_whole
 from calibrune.errors import ConfigError
 from calibrune.evaluation.finished import finished_folder, read_finished
 from calibrune.evaluation.local_rows import LocalRows, local_set
@@ -174,7 +174,8 @@ def _run(runs: Sequence[PreparedTask], lm: LanguageModel, batch_tokens: int, fol
                 before = model.cut
                 items = _measure(run, model)
                 record: dict[str, Any] = {"key": key, "task": run.name, "cut": model.cut - before, "items": items}
-                write_whole(folder / f"{key}.json", json.dumps(record, default=str).encode())
+                with keeping(f"the results of {run.name}", folder):
+                    write_whole(folder / f"{key}.json", json.dumps(record, default=str).encode())
                 records[key] = record
         if model.cut:
             log.warning(

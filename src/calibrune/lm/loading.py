@@ -23,6 +23,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from calibrune.durable import keeping
 from calibrune.errors import ConfigError, ModelError
 from calibrune.lm import openlm
 from calibrune.lm.hub import first_line, hub_file
@@ -275,9 +276,10 @@ def _convert(gguf: Path, name: str, sha256: str, scratch: Path) -> Path:
     model.hf_quantizer = None
     del model.config.quantization_config
     made = scratch / "model"
-    model.save_pretrained(made)
-    tokenizer.save_pretrained(made)
-    make_readable(made)
+    with keeping(f"{name} as a dense folder", scratch.parent):
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        make_readable(made)
     return made.rename(_target(name, sha256))
 
 

@@ -160,12 +160,22 @@ def _cautions(ordered: Sequence[Measured], by: str) -> list[str]:
             f"No effective_documents of {', '.join(unknown)}: the documents are not recorded, or samples of several "
             f"were cut shorter, and nothing says which of them are left."
         )
+    if narrow := [one.name for one in ordered if _is_narrow(one)]:
+        said.append(
+            f"Of few documents: {', '.join(narrow)}, with fewer than one for every two samples, so what is said of "
+            f"them is said of those documents; windows=long_documents takes each sample from another one."
+        )
     for one in ordered:
         if (share := one.values.get("repetition", 0.0)) > REPEATS:
             said.append(
                 f"{one.name} repeats itself ({share:.0%} of its runs of tokens): loops look likely to any model."
             )
     return said
+
+
+def _is_narrow(one: Measured) -> bool:
+    samples = max(map(len, one.samples.values()), default=0)
+    return one.values.get("effective_documents", float("inf")) < samples / 2
 
 
 def as_record(measured: Measured) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from calibrune.activations import InputNorm, stream_blocks
 from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.durable import keeping, write_whole
 from calibrune.errors import CalibrationError
 from calibrune.lm.likelihood import token_moments
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
@@ -95,13 +95,8 @@ class Context:
         if (kept := _read(file)) is not None:
             return kept
         measured = measure()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-        try:
-            save_file({name: tensor.contiguous().clone() for name, tensor in measured.items()}, unfinished)
-            unfinished.replace(file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with keeping("what was measured", file):
+            write_whole(file, save({name: tensor.contiguous().clone() for name, tensor in measured.items()}))
         return measured
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from calibrune.proxies import PROXIES
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Section
-from calibrune.report.plots import bar_chart, histogram
+from calibrune.report.plots import bar_chart, histograms
 from calibrune.report.tables import Cell, Table
-from calibrune.report.terminal import WIDEST
+from calibrune.report.terminal import columns
 
 BARS = {
     "min_k_plus_plus": "Min-K%++",
@@ -31,21 +31,24 @@ def proxies_table(sets: Sequence[Mapping[str, Any]]) -> Table:
 
 def comparison_text(found: Mapping[str, Any]) -> str:
     """The table; and, of several sets, the order, its reason and what speaks against it."""
-    size = found["size"]
+    size, sets = found["size"], found["sets"]
     head = f"{size['samples']} sequences of {size['seq_len']} tokens of each set, under {found['model']['name']}"
-    lines = [head, "", proxies_table(found["sets"]).text()]
+    lines = [head]
     if ranking := found.get("ranking"):
-        lines += ["", f"Ranking: {' > '.join(ranking['order'])}", "", *_filled(ranking["reason"])]
+        sets = _in_order(found)
+        lines += _filled(f"From left to right as ranked by {ranking['by']}.")
+    for some in _that_fit(sets):
+        lines += ["", proxies_table(some).text()]
+    if ranking:
+        lines += ["", *_filled(f"Ranking: {' > '.join(ranking['order'])}"), "", *_filled(ranking["reason"])]
         lines += [line for caution in ranking["cautions"] for line in _filled(caution, "- ")]
     return "\n".join(lines)
 
 
 def comparison_page(found: Mapping[str, Any]) -> Page:
     """The page of a comparison: the order and its reason, the table, bars, histograms, and what each proxy is."""
-    ranking, sets, size = found["ranking"], found["sets"], found["size"]
+    ranking, sets, size = found["ranking"], _in_order(found), found["size"]
     own = found["own_samples"]
-    by_name = {one["name"]: one for one in sets}
-    sets = [by_name[name] for name in ranking["order"]]
     asked = [[one["name"], one["fingerprint"], one["spec"]] for one in sets]
     sections: list[Section] = [
         Heading("Which set to try first"),
@@ -81,6 +84,23 @@ def comparison_page(found: Mapping[str, Any]) -> Page:
     )
 
 
+def _in_order(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sets from the first to the last of the ranking."""
+    by_name = {one["name"]: one for one in found["sets"]}
+    return [by_name[name] for name in found["ranking"]["order"]]
+
+
+def _that_fit(sets: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The sets shared out over tables that are no wider than the terminal; one set is in each at the least."""
+    tables: list[list[Mapping[str, Any]]] = [[]]
+    for one in sets:
+        lines = proxies_table([*tables[-1], one]).text().splitlines()
+        if tables[-1] and max(map(len, lines)) > columns():
+            tables.append([])
+        tables[-1].append(one)
+    return tables
+
+
 def _bars(sets: Sequence[Mapping[str, Any]], proxy: str, title: str) -> Picture:
     rows = [
         {"set": one["name"], "value": one["values"][proxy], "error": one["standard_errors"].get(proxy)} for one in sets
@@ -98,12 +118,13 @@ def _bars(sets: Sequence[Mapping[str, Any]], proxy: str, title: str) -> Picture:
 
 
 def _histograms(sets: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    return [
-        Picture(histogram(samples, title=one["name"], x_title=title, y_title="samples"), alt=f"{title}, {one['name']}")
-        for name, title in HISTOGRAMS.items()
-        for one in sets
-        if any(map(isfinite, samples := one["samples"].get(name, ())))
-    ]
+    pictures = []
+    for name, title in HISTOGRAMS.items():
+        spread = [(one["name"], one["samples"].get(name, ())) for one in sets]
+        if any(isfinite(value) for _, samples in spread for value in samples):
+            svg = histograms(spread, x_title=title, y_title="samples", log=name == "perplexity")
+            pictures.append(Picture(svg, alt=f"{title}, a strip for every set"))
+    return pictures
 
 
 def _values(sets: Sequence[Mapping[str, Any]], proxy: str) -> list[Cell]:
@@ -117,4 +138,4 @@ def _meanings() -> Table:
 
 
 def _filled(text: str, bullet: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDEST, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+    return textwrap.wrap(text, columns(), initial_indent=bullet, subsequent_indent=" " * len(bullet))

@@ -5,7 +5,10 @@ from typing import Any
 
 from calibrune.errors import ConfigError
 
-PAGE = ("jinja2", "altair", "vl_convert")
+DRAWING = ("altair", "vl_convert")
+"""What a picture needs."""
+
+PAGE = ("jinja2", *DRAWING)
 """What a page with pictures needs."""
 
 

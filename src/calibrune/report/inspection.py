@@ -9,7 +9,7 @@ from calibrune.durable import write_whole
 from calibrune.errors import ConfigError
 from calibrune.patterns import percent
 from calibrune.report import terminal
-from calibrune.report.extras import import_extra
+from calibrune.report.extras import DRAWING, PAGE, import_extra
 from calibrune.report.layers import Layer, by_kind, kind, one_by_one, remarks
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture
 from calibrune.report.plots import LayerPanel, layer_charts
@@ -34,7 +34,7 @@ def text(what: str, found: Mapping[str, Any], *, every_layer: bool = False) -> s
 def check_asked(
     *, model: str | None, layers: bool, picture: Path | None, samples: int | None, seq_len: int | None
 ) -> None:
-    """Raise `ConfigError` where options of `inspect` were given that would have no effect."""
+    """Raise `ConfigError` where options of `inspect` were given that have no effect, or need what is not installed."""
     if model is not None and (layers or picture is not None):
         given = "--layers" if layers else "--picture"
         raise ConfigError(f"{given} shows a checkpoint or a model, but --model measures a set, which has no layers")
@@ -43,6 +43,8 @@ def check_asked(
         raise ConfigError(f"{given} is for a set that is measured: name the model with --model, or leave {given} out")
     if picture is not None:
         check_picture(picture)
+        for name in PAGE if picture.suffix == ".html" else DRAWING:
+            import_extra(name)
 
 
 def check_picture(path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from calibrune.durable import write_whole
 from calibrune.errors import ConfigError
 from calibrune.report.extras import import_extra
-from calibrune.report.plots import THEMES, vega_script
 from calibrune.report.tables import Table
+from calibrune.report.vega import THEMES, vega_script
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,21 @@ The two colours are Okabe and Ito's, which people with any kind of colour vision
 differs in place as well.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from statistics import mean
+from statistics import mean, median
 from textwrap import wrap
 from typing import Any
+
+import numpy as np
 
 from calibrune.errors import ConfigError
 from calibrune.report.extras import import_extra
 from calibrune.report.tables import display_width, shown
+from calibrune.report.vega import BLUE, INK, MUTED, VERMILION, drawn
 
-BLUE, VERMILION = "#0072B2", "#D55E00"
-INK, MUTED, GRID = "#1F2933", "#5F6B7A", "#E4E7EB"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT = 720, 270
 
 
@@ -48,16 +49,14 @@ def bar_chart(
         raise ConfigError(f"two rows have the same {x}, so they would be drawn as one bar")
     low = min((row["low"] for row in drawn), default=1.0)
     high = max((row["high"] for row in drawn), default=1.0)
-    width = max(WIDTH, 64 * len(data))
+    width = max(WIDTH, 72 * len(data))
     for row in data:
-        row["x"] = "\n".join(wrap(row["x"], max(8, width // len(data) // 7))) or " "
+        row["x"] = _broken(row["x"], max(8, width // len(data) // 7))
     if log:
         scale = alt.Scale(
             type="log", domain=[low * (low / high) ** 0.1 * 0.9, high * (high / low) ** 0.1 * 1.1], nice=False
         )
-        grid: dict[str, Any] = {
-            "values": [m * 10.0**e for e in range(-9, 13) for m in (1, 2, 5)][:: 1 if high < 50 * low else 3]
-        }
+        grid: dict[str, Any] = {"values": _log_ticks(low, high)}
     else:
         scale = alt.Scale(domain=[min(low * 1.15, 0.0), max(high * 1.12, 0.0) or 1.0], nice=False)
         grid = {"tickCount": 6}
@@ -153,35 +152,86 @@ def _strips(panel: LayerPanel, width: int, *, named: bool) -> Any:
     )  # fmt: skip
 
 
-def histogram(
-    values: Sequence[float], *, title: str = "", x_title: str = "", y_title: str = "texts", bins: int = 30
+def histograms(
+    groups: Sequence[tuple[str, Sequence[float]]],
+    *,
+    title: str = "",
+    x_title: str = "",
+    y_title: str = "texts",
+    bins: int = 40,
+    log: bool = False,
 ) -> str:
-    """How the values are spread, as SVG: counts in at most `bins` bins of a round width, and a rule at the median.
+    """How the values of each group are spread, as SVG: a strip for a group, all of them over one axis.
 
-    Values that are not finite are left out, and the x axis says how many.
+    Args:
+        groups: name, which is different in each, and values. Those that are not finite are left out, and the strip
+            says how many; a group of which none is left has no strip.
+        bins: of equal width over the values of all groups.
+        log: a logarithmic axis, if all values are over 0.
     """
     alt = import_extra("altair")
-    finite = [value for value in values if isfinite(value)]
-    if not finite:
-        raise ConfigError(f"none of the {len(values)} values is finite: there is nothing to draw")
-    if left_out := len(values) - len(finite):
-        x_title = f"{x_title} ({left_out} not finite, left out)".strip()
-    data = alt.Data(values=[{"value": value} for value in finite])
-    bars = (
-        alt.Chart(data)
-        .mark_bar(color=BLUE, binSpacing=1)
-        .encode(
-            x=alt.X("value:Q", bin=alt.Bin(maxbins=bins), title=x_title, axis=alt.Axis(tickCount=10)),
-            y=alt.Y("count():Q", title=y_title),
-        )
+    finite = {name: [value for value in values if isfinite(value)] for name, values in groups}
+    every = [value for values in finite.values() for value in values]
+    if not every:
+        raise ConfigError(f"none of the values of {len(groups)} groups is finite: there is nothing to draw")
+    log = log and min(every) > 0
+    edges = _edges(min(every), max(every), bins, log=log)
+    rows: list[dict[str, Any]] = []
+    for name, values in groups:
+        if not (of := finite[name]):
+            continue
+        left_out = len(values) - len(of)
+        strip = f"{name} ({left_out} not finite, left out)" if left_out else name
+        rows.append({"strip": strip, "median": median(of), "label": f"median {shown(float(median(of)))}"})
+        counts, _ = np.histogram(of, edges)
+        rows += [
+            {"strip": strip, "from": float(edges[i]), "to": float(edges[i + 1]), "count": int(n)}
+            for i, n in enumerate(counts)
+            if n
+        ]
+    most = max(row.get("count", 0) for row in rows)
+    scale: dict[str, Any] = {"domain": [float(edges[0]), float(edges[-1])], "nice": False}
+    axis = {"values": _log_ticks(edges[0], edges[-1])} if log else {"tickCount": 10}
+    x = alt.X(
+        "from:Q", title=x_title, scale=alt.Scale(**scale, **({"type": "log"} if log else {})), axis=alt.Axis(**axis)
     )
-    median = alt.Chart(data).transform_aggregate(median="median(value)")
-    rule = median.mark_rule(color=VERMILION, strokeWidth=2).encode(x="median:Q")
-    label = median.mark_text(color=VERMILION, align="left", dx=6, dy=8, fontSize=12).encode(
-        x="median:Q", y=alt.value(0), text="label:N"
+    y = alt.Y("count:Q", title=None, scale=alt.Scale(domain=[0, most], nice=False))
+    base = alt.Chart(width=WIDTH, height=40)
+    bars = base.mark_bar(color=BLUE).encode(x=x, x2="to:Q", y=y.axis(values=[0, most], format="d"), y2=alt.datum(0))
+    rule = base.mark_rule(color=VERMILION, strokeWidth=2).encode(x=alt.X("median:Q"))
+    label = base.mark_text(color=VERMILION, align="right", fontSize=12).encode(
+        x=alt.value(WIDTH), y=alt.value(-8), text="label:N"
     )
-    label = label.transform_calculate(label="'median ' + format(datum.median, '.4')")
-    return _svg(alt.layer(bars, rule, label).properties(width=WIDTH, height=HEIGHT), title)
+    names = list(dict.fromkeys(row["strip"] for row in rows))
+    header = alt.Header(labelOrient="top", labelAnchor="start", labelFontSize=12, labelColor=INK, labelPadding=2,
+                        titleFontSize=12, titleFontWeight="normal", titleColor=INK)  # fmt: skip
+    return _svg(
+        alt.layer(
+            bars.transform_filter("isValid(datum.count)"),
+            rule.transform_filter("isValid(datum.median)"),
+            label.transform_filter("isValid(datum.median)"),
+            data=alt.Data(values=rows),
+        ).facet(row=alt.Row("strip:N", sort=names, title=y_title, header=header), spacing=12),
+        title,
+    )
+
+
+def _edges(low: float, high: float, bins: int, *, log: bool) -> Any:
+    """The bounds of the bins, numbers in rising order; where all values are one, it has room around it."""
+    if high - low <= 1e-9 * abs(high):
+        low, high = low - 0.05 * abs(low) - 1e-6, high + 0.05 * abs(high) + 1e-6
+        log = log and low > 0
+    return np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis from `low` to `high`, some three to ten of them."""
+    steps: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    for most, fewer in ((4, steps), (20, (1.0, 2.0, 3.0, 5.0, 7.0)), (500, (1.0, 2.0, 5.0)), (1e30, (1.0,))):
+        steps = fewer
+        if high < most * low:
+            break
+    return [m * 10.0**e for e in range(-9, 13) for m in steps]
 
 
 @dataclass(frozen=True)
@@ -246,59 +296,13 @@ def _bar(name: Any, value: float | None, error: float | None) -> dict[str, Any]:
     return {"x": str(name), "y": value, "error": spread, "label": label, **bounds}
 
 
-def _theme(ink: str, muted: str, grid: str, paper: str | None, colours: Sequence[str]) -> dict[str, Any]:
-    axis = {
-        "labelColor": muted, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-        "gridColor": grid, "domainColor": muted, "tickColor": muted, "titlePadding": 10, "labelPadding": 4,
-    }  # fmt: skip
-    return {
-        "background": paper,
-        "padding": {"left": 0, "right": 8, "top": 4, "bottom": 4},
-        "font": FONT,
-        "view": {"stroke": None},
-        "axis": axis,
-        "axisX": {"grid": False},
-        "axisY": {"domain": False, "ticks": False},
-        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "symbolSize": 60, "labelLimit": 200},
-        "title": {"anchor": "start", "color": ink, "fontSize": 14, "fontWeight": 600, "offset": 12},
-        "range": {"category": list(colours)},
-        "text": {"fill": ink},
-        "rule": {"stroke": ink},
-        "tick": {"color": ink},
-    }
-
-
-COLOURS = (BLUE, "#E69F00", "#009E73", "#CC79A7", VERMILION, "#56B4E9", "#8A7A00", "#5F6B7A", "#7A5195", "#A05A2C")
-"""Okabe and Ito's, the yellow darkened, and three more for those who compare many."""
-
-THEMES = {
-    "light": _theme(INK, MUTED, GRID, "white", COLOURS),
-    "dark": _theme("#DFE4EA", "#95A1B0", "#2B333D", "transparent", ("#4AA3DF", *COLOURS[1:4], "#F0793A", *COLOURS[5:])),
-}
-"""How charts look, by the reader's choice; pictures in files are light."""
-
-
-def vega_script() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script without imports."""
-    script: str = import_extra("vl_convert").javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_version())
-    return script.replace("</script", r"<\/script")  # in a string the same, and no end of the page's script
-
-
-def drawn(spec: Mapping[str, Any], kind: str) -> bytes:
-    """A Vega-Lite specification as a light "svg" or "png" (twice as fine)."""
-    vl_convert = import_extra("vl_convert")
-    if kind == "png":
-        png: bytes = vl_convert.vegalite_to_png(dict(spec), vl_version=_version(), config=THEMES["light"], scale=2)
-        return png
-    svg: str = vl_convert.vegalite_to_svg(dict(spec), vl_version=_version(), config=THEMES["light"])
-    return svg.encode()
+def _broken(name: str, most: int) -> str:
+    """A name in lines of at most so many characters, broken at blanks, "_" and ":" where that can be."""
+    lines = wrap(re.sub("([_:])", r"\1 ", name), most)
+    return "\n".join(re.sub("([_:]) ", r"\1", line) for line in lines) or " "
 
 
 def _svg(chart: Any, title: str) -> str:
     if title:
         chart = chart.properties(title=title)
     return drawn(chart.to_dict(), "svg").decode()
-
-
-def _version() -> str:
-    return ".".join(import_extra("altair").SCHEMA_VERSION.lstrip("v").split(".")[:2])

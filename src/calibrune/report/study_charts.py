@@ -10,8 +10,9 @@ import numpy as np
 from calibrune.patterns import Unstructured, parse_pattern
 from calibrune.report.extras import import_extra
 from calibrune.report.page import Chart
-from calibrune.report.plots import HEIGHT, MUTED, WIDTH, drawn
+from calibrune.report.plots import HEIGHT, WIDTH
 from calibrune.report.tables import shown
+from calibrune.report.vega import MUTED, drawn
 from calibrune.study.judgement import Judgement, Summary
 from calibrune.study.scores import Measure, method, pattern, variant
 from calibrune.study.spec import RunSpec

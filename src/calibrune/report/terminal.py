@@ -15,14 +15,24 @@ WIDEST = 110
 """Lines longer than this are hard to read, however wide the terminal."""
 
 
+def columns() -> int:
+    """How many columns a line may take."""
+    return max(40, min(WIDEST, shutil.get_terminal_size().columns))
+
+
 def set_text(manifest: Mapping[str, Any]) -> str:
     """A calibration set: its name and size, and how it came to be."""
     dropped = manifest.get("dropped") or {}
     source = manifest["source"]
     parts = {f"part {i}": _part(part) for i, part in enumerate(source.get("parts", ()), 1)}
+    nested = {key: _facts(value) for key, value in source.items() if isinstance(value, Mapping)}
+    alone = ("parts", "licence", *nested)
     about = {
-        "source": _facts({key: value for key, value in source.items() if key != "parts"}),
+        "source": _facts({key: value for key, value in source.items() if key not in alone}),
+        **nested,
         **parts,
+        "licence": source.get("licence") or "",
+        "documents": _documents(manifest),
         "windows": _facts(manifest.get("windows") or {}),
         "filters": "; ".join(_facts(one) for one in manifest.get("filters") or []),
         "dropped": ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()),
@@ -124,6 +134,13 @@ def choices_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _documents(manifest: Mapping[str, Any]) -> str:
+    """How many documents are in the samples, which are few where long ones are cut into many samples."""
+    used = {name for names in manifest.get("document_ids") or () for name in names}
+    looked = manifest.get("documents_looked_at")
+    return f"{len(used):,} in the samples" + (f", of {looked:,} looked at" if looked else "") if used else ""
+
+
 def _part(part: Mapping[str, Any]) -> str:
     """Of a mixture: what it is of, how much it weighs, and what only its own documents meet."""
     said = f"{_facts(part['source'])}; weight={_shown(part.get('weight', 1.0))}"
@@ -200,10 +217,9 @@ def _named(facts: Mapping[str, str], indent: str = "  ") -> list[str]:
 
 
 def _wrapped(text: str, first: str, rest: str | None = None) -> list[str]:
-    width = min(WIDEST, shutil.get_terminal_size().columns)
     return textwrap.wrap(
         text,
-        width=max(40, width),
+        width=columns(),
         initial_indent=first,
         subsequent_indent=first if rest is None else rest,
         break_long_words=False,

@@ -8,13 +8,12 @@ gives what one pass over the set gives, to the bit but for the rounding of the b
 import hashlib
 import json
 import logging
-import os
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from calibrune.activations.statistics import (
@@ -26,6 +25,7 @@ from calibrune.activations.statistics import (
 )
 from calibrune.activations.stream import stream_blocks
 from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.durable import keeping, write_whole
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, cache_folder
 from calibrune.study.spec import hash_of
@@ -164,10 +164,5 @@ def _read(file: Path) -> _Kept | None:
 
 
 def _write(file: Path, state: dict[str, Tensor], shared: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-    try:
-        save_file(state, unfinished, metadata={"shared": json.dumps(shared)})
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with keeping("the statistics of a sample", file):
+        write_whole(file, save(state, metadata={"shared": json.dumps(shared)}))

@@ -9,6 +9,7 @@ from calibrune.calibration.calibration_set import MANIFEST_FILE, CalibrationSet
 from calibrune.calibration.spec import prepare_calibration
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.checkpoint import versions
+from calibrune.durable import keeping
 from calibrune.errors import CalibrationError, OutputError
 from calibrune.lm.loading import LanguageModel, cache_folder
 from calibrune.seeds import rank_of, seed_for
@@ -65,12 +66,13 @@ class SetStore:
         n = recipe.pool or recipe.samples
         spec = located(recipe.spec, self._data)
         made = prepare_calibration(spec, n_samples=n, seq_len=recipe.seq_len, seed=seed)(self._lm)
-        try:
-            made.save(folder)
-        except OutputError:
-            # another worker has written it since; what is there must be the same
-            if CalibrationSet.load(folder).fingerprint != made.fingerprint:
-                raise
+        with keeping("a calibration set", folder):
+            try:
+                made.save(folder)
+            except OutputError:
+                # another worker may have written it since; what is there must be the same
+                if not folder.exists() or CalibrationSet.load(folder).fingerprint != made.fingerprint:
+                    raise
         return made
 
 

@@ -1,0 +1,16 @@
+"""A disk that is full: the system itself refuses, for a limit on the size of files stands for the end of the disk."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def room_for(n_bytes: int) -> Iterator[None]:
+    """No file can become larger for a while."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
