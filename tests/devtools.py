@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 
 from browser import CHROMIUM
@@ -15,8 +16,8 @@ STILL = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage
 class Tab:
     """One page, spoken to in the language of the browser's own tools, over a pipe."""
 
-    def __init__(self, to: int, back: int) -> None:
-        self._to, self._back = os.fdopen(to, "wb", buffering=0), os.fdopen(back, "rb", buffering=0)
+    def __init__(self, to: RawIOBase, back: RawIOBase) -> None:
+        self._to, self._back = to, back
         self._last, self._rest, self._session = 0, b"", None
         self.asked: list[str] = []
         """Addresses that the page asked for, itself included."""
@@ -80,13 +81,20 @@ def browser(profile: Path):
     assert CHROMIUM is not None
     ours_in, theirs_out = os.pipe()
     theirs_in, ours_out = os.pipe()
-    # the browser reads from its descriptor 3 and writes to its 4
-    shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-    command = ["sh", "-c", shell, CHROMIUM, *STILL, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-    with subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL) as process:
+
+    def as_the_browser_expects() -> None:  # it reads from its descriptor 3 and writes to its 4
+        read, write = os.dup(theirs_in), os.dup(theirs_out)  # beyond 3 and 4, which the pipes took at the latest
+        os.dup2(read, 3)
+        os.dup2(write, 4)
+
+    command = [CHROMIUM, *STILL, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+    with subprocess.Popen(
+        command, pass_fds=(3, 4), preexec_fn=as_the_browser_expects, stderr=subprocess.DEVNULL
+    ) as process:
         os.close(theirs_in)
         os.close(theirs_out)
-        try:
-            yield Tab(ours_out, ours_in)
-        finally:
-            process.terminate()
+        with os.fdopen(ours_out, "wb", buffering=0) as to, os.fdopen(ours_in, "rb", buffering=0) as back:
+            try:
+                yield Tab(to, back)
+            finally:
+                process.terminate()

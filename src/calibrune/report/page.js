@@ -8,7 +8,8 @@
       const config = read("theme")[dark.matches ? "dark" : "light"];
       // `ast`: expressions are interpreted, so that the page may forbid `eval`
       const options = { mode: "vega-lite", renderer: "svg", ast: true, actions: false, config };
-      const { view } = await vegaEmbed(box, read(box.dataset.spec), options);
+      const wide = { width: "container", autosize: { type: "fit-x", contains: "padding" } };
+      const { view } = await vegaEmbed(box, { ...read(box.dataset.spec), ...wide }, options);
       box.closest("figure").querySelectorAll("[data-save]").forEach((link) => {
         link.onclick = async (event) => {
           event.preventDefault();

@@ -28,6 +28,8 @@ class Paragraph:
     """A few sentences."""
 
     text: str
+    weight: str = ""
+    """Of a finding: "strong", where something is shown, or "weak"."""
     kind: ClassVar[str] = "paragraph"
 
 
@@ -37,6 +39,8 @@ class Grid:
 
     table: Table
     caption: str = ""
+    links: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of a column, where each of its cells leads to; "" for nowhere."""
     kind: ClassVar[str] = "grid"
 
 
@@ -47,29 +51,12 @@ class Folded:
     title: str
     table: Table
     links: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Of a column, where each of its cells leads to; "" for nowhere."""
+    """As of `Grid`."""
     anchor: str = ""
     """What a link to it names, after the #."""
     note: str = ""
     """Stands under the table, as it is."""
     kind: ClassVar[str] = "folded"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence."""
-
-    text: str
-    is_strong: bool
-    """Whether it says that something is shown."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What was found, sentence under sentence."""
-
-    findings: Sequence[Finding]
-    kind: ClassVar[str] = "findings"
 
 
 @dataclass(frozen=True)
@@ -79,9 +66,7 @@ class Chart:
     name: str
     """Unlike that of any other on the page: letters, digits and hyphens."""
     spec: Mapping[str, Any]
-    """In Vega-Lite."""
-    svg: str
-    """The same, for files."""
+    """In Vega-Lite, of a fixed width; in the page it is as wide as there is room."""
     alt: str
     caption: str = ""
     kind: ClassVar[str] = "chart"
@@ -97,7 +82,7 @@ class Explorer:
     chosen: Mapping[str, str] = field(default_factory=dict)
     """What of those lists is chosen at first."""
     links: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """As of `Folded`."""
+    """As of `Grid`."""
     caption: str = ""
     kind: ClassVar[str] = "explorer"
 
@@ -151,7 +136,7 @@ class Samples:
     kind: ClassVar[str] = "samples"
 
 
-Section = Heading | Paragraph | Grid | Folded | Findings | Chart | Explorer | Picture | Preformatted | Samples
+Section = Heading | Paragraph | Grid | Folded | Chart | Explorer | Picture | Preformatted | Samples
 
 
 @dataclass(frozen=True)

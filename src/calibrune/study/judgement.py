@@ -43,8 +43,6 @@ class Summary:
 
     arm: RunSpec
     measure: Measure
-    planned: int
-    """Runs that the plan has of it."""
     keys: tuple[str, ...]
     """Of the finished runs, by seed."""
     seeds: tuple[int | None, ...]
@@ -187,7 +185,7 @@ def _summary(scores: Scores, arm: RunSpec, measure: Measure) -> Summary:
         apart = seeds_and_items(items)
         over_items, both = apart.over_items, apart.both
     return Summary(
-        arm, measure, scores.planned(arm), tuple(lines["key"]), tuple(lines["seed"]), tuple(values), deviation,
+        arm, measure, tuple(lines["key"]), tuple(lines["seed"]), tuple(values), deviation,
         t_interval(values), bootstrap_interval(values, name=f"{arm.id} {measure.name}"), over_seeds, over_items, both,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Studies whose rows are made up, so that the answer is known before it is judged."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from statistics import mean
 import numpy as np
 
 from calibrune.seeds import seed_for
+from calibrune.study.judgement import Judgement, judge
 from calibrune.study.plan import StudyPlan, as_yaml
 from calibrune.study.reading import read_plan
 from calibrune.study.results import Results
+from calibrune.study.scores import read_scores
 from calibrune.study.spec import RunSpec
 
 PLAN = """
@@ -64,9 +67,14 @@ def make_up(
     (folder / "given.yaml").write_text(text)
     plan, results = read_plan(folder / "given.yaml"), Results(folder)
     (folder / "plan.yaml").write_text(as_yaml(plan))
-    for spec in filter(only, plan.runs):
-        results.append(row_of(spec, value(spec)))
+    rows = [row_of(spec, value(spec)) for spec in filter(only, plan.runs)]
+    results.file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return plan, results
+
+
+def judged(folder: Path, *arguments, **options) -> Judgement:
+    """The judgement of such a study."""
+    return judge(read_scores(*make_up(folder, *arguments, **options)))
 
 
 def row_of(spec: RunSpec, values: Mapping[tuple[str, str], float | list[float]], **more) -> dict:
