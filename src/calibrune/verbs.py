@@ -295,7 +295,7 @@ def quality(
     n, length = sets[0].n_samples, sets[0].seq_len
 
     def own_samples() -> CalibrationSet:
-        spec = f"{OWN_SAMPLES}:batch_size={min(32, n)}"
+        spec = f"{OWN_SAMPLES}:batch_size={min(64, n)}"
         # other texts than those of a set `selfgen` with this seed, which would be compared with itself
         return build_calibration(spec, lm, n_samples=n, seq_len=length, seed=seed_for(seed, "own samples"))
 
