@@ -134,13 +134,13 @@ def test_the_page_fits_a_phone_by_day_and_by_night(written, tmp_path, dark):
 def test_the_tables_are_the_same_in_every_form(written):
     found, _, page = written
     html = page.read_text(encoding="utf-8")
-    for name, (caption, table) in study_tables(found).items():
+    for name, (heading, note, table) in study_tables(found).items():
         there = list(csv.reader(io.StringIO((page.parent / f"{name}.csv").read_text())))
         assert there[0] == list(table.columns)
         assert there[1:] == [["" if cell is None else str(cell) for cell in row] for row in table.rows]
         assert table.markdown() in (page.parent / "tables.md").read_text()
-        assert table.latex(caption) in (page.parent / "tables.tex").read_text()
-    table = study_tables(found)["configurations"][1]
+        assert table.latex(f"{heading}. {note}".strip()) in (page.parent / "tables.tex").read_text()
+    table = study_tables(found)["configurations"].table
     cells = [re.sub("<[^>]+>", "", cell) for cell in re.findall("<td[^>]*>(.*?)</td>", html)]
     numbers = [row[3] for row in table.cells]
     assert [cells[i + 3] for i in range(0, len(table.rows) * len(table.columns), len(table.columns))] == numbers
@@ -172,7 +172,7 @@ def test_the_headline_names_the_largest_difference_with_its_interval(tmp_path):
     d = one.difference
     ends = sorted((abs(100 * d.low), abs(100 * d.high)))
     assert (
-        f" in mean accuracy by {100 * abs(d.value):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}] over 12 paired" in said[0]
+        f" in mean accuracy: {100 * abs(d.value):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}] higher over 12" in said[0]
     )
     assert "on two beats " in said[0]
     assert said[0].endswith("4 of 6 comparisons of calibrations show a difference, 2 are the same within 1%.")
@@ -194,8 +194,10 @@ def test_what_a_plan_varies_in_steps_is_drawn_as_lines(tmp_path):
     assert {row["line"] for row in rows} == {"one", "two", "three", "magnitude"}
     assert {row["x"] for row in rows} == {30, 40, 50}
     text = PLAN.replace("seeds: 12", "seeds: 2").replace("samples: 4", "samples: [8, 16, 128]")
-    lines = [one for one in study_charts(judged(tmp_path / "amount", text=text)) if one.name.startswith("lines")]
-    assert [one.caption.partition(".")[0] for one in lines[:2]] == ["wanda 60%", "sparsegpt 60%"]
+    bars, first, second, *_ = study_charts(judged(tmp_path / "amount", text=text))
+    assert [one.caption.partition(".")[0] for one in (first, second)] == ["wanda 60%", "sparsegpt 60%"]
+    drawn = str(bars.spec)  # sources side by side within each amount
+    assert "'setting': 'wanda 60% samples=8', 'calibration': 'two'" in drawn
 
 
 def test_a_table_for_latex_and_csv_escapes_what_they_take_for_their_own():

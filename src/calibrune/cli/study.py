@@ -96,17 +96,9 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say what of a study is done, running, failed and left."""
-    from calibrune.errors import ConfigError
-    from calibrune.study.reading import read_plan
-    from calibrune.study.results import Results
-    from calibrune.study.runner import PLAN, status
+    from calibrune.study.runner import status
 
-    folder = plan if plan.is_dir() else None
-    if folder is not None and not (folder / PLAN).is_file():
-        raise ConfigError(f"the folder {str(folder)!r} holds no study (there is no {PLAN} in it); name a plan")
-    # in the study's own folder is the plan with all that was said on the command line
-    own = (folder or _folder(read_plan(plan), out)) / PLAN
-    found = status(read_plan(own if own.is_file() else plan), Results(own.parent))
+    found = status(*_opened(plan, out))
     return _print_json(found) if as_json else typer.echo(_status_text(found))
 
 
@@ -134,21 +126,18 @@ def report(
     from calibrune.errors import ConfigError
     from calibrune.report.study import headlines, tables_text, write_report
     from calibrune.study.judgement import judge
-    from calibrune.study.reading import read_plan
-    from calibrune.study.results import Results
     from calibrune.study.scores import read_scores
 
     if format not in (None, "md", "csv", "latex"):
         raise ConfigError(f"--format cannot be {format!r}: choose md, csv or latex")
-    own = _own_plan(plan, out)
-    results = Results(own.parent)
-    scores = read_scores(read_plan(own), results)
+    read, results = _opened(plan, out)
+    scores = read_scores(read, results)
     if not scores.rows:
-        raise ConfigError(f"no run of the study in {str(own.parent)!r} is done: `calibrune study run` begins it")
+        raise ConfigError(f"no run of the study in {str(results.folder)!r} is done: `calibrune study run` begins it")
     found = judge(scores)
     if format is not None:
         return typer.echo(tables_text(found, format), nl=False)
-    name = scores.plan.name
+    name = read.name
     again = f"calibrune study run {name}.yaml --data DIR --out {name}\ncalibrune study report {name}"
     where = write_report(found, results, page=page, command=again)
     said = [one.text for one in headlines(found)]
@@ -157,16 +146,17 @@ def report(
     return typer.echo("\n".join([*said, f"the page: {where}"]))
 
 
-def _own_plan(plan: Path, out: Path | None) -> Path:
-    """The plan in the study's own folder, with all that was said on the command line."""
+def _opened(plan: Path, out: Path | None) -> tuple[Any, Any]:
+    """A study's plan (of its own folder, with all that was said on the command line, if there is one); its results."""
     from calibrune.errors import ConfigError
     from calibrune.study.reading import read_plan
+    from calibrune.study.results import Results
     from calibrune.study.runner import PLAN
 
     own = (plan if plan.is_dir() else _folder(read_plan(plan), out)) / PLAN
-    if not own.is_file():
-        raise ConfigError(f"the folder {str(own.parent)!r} holds no study (there is no {PLAN} in it); name a plan")
-    return own
+    if plan.is_dir() and not own.is_file():
+        raise ConfigError(f"the folder {str(plan)!r} holds no study (there is no {PLAN} in it); name a plan")
+    return read_plan(own if own.is_file() else plan), Results(own.parent)
 
 
 def _executor(ray: str | None, per_run: str, data: Path | None, device: str) -> Any:

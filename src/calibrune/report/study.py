@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from calibrune.durable import write_whole
 from calibrune.errors import OutputError
@@ -28,14 +28,22 @@ HOW = (
     "would change."
 )
 KINDS: Mapping[Kind, str] = {"source": "calibrations", "method": "methods"}
-CONFIGURATIONS = ("measure", "pruned by", "calibration", "mean", "sd", "low", "high", "runs", "of", "beside dense",
+CONFIGURATIONS = ("measure", "pruned by", "calibration", "mean", "sd", "low", "high", "runs", "planned", "beside dense",
                   "bootstrap low", "bootstrap high", "error: seeds", "error: items", "error: both")  # fmt: skip
-COMPARISONS = ("measure", "of", "this", "beside", "difference", "low", "high", "unit", "pairs", "p", "p (Holm)",
-               "p same (Holm)", "bootstrap low", "bootstrap high", "verdict")  # fmt: skip
+COMPARISONS = ("measure", "of", "this", "beside", "difference", "low", "high", "unit", "verdict", "pairs", "p",
+               "p (Holm)", "p same (Holm)", "bootstrap low", "bootstrap high")  # fmt: skip
 
 
-def study_tables(found: Judgement) -> dict[str, tuple[str, Table]]:
-    """By the name of its file, a caption and a table; accuracies in percent. None that is empty."""
+class TitledTable(NamedTuple):
+    """A table under its heading, with a line that says what the numbers are."""
+
+    heading: str
+    note: str
+    table: Table
+
+
+def study_tables(found: Judgement) -> dict[str, TitledTable]:
+    """By the name of its file; none that is empty."""
     ranges: list[list[Cell]] = [
         [one.measure.name, setting(found, one.arms[0]), ", ".join(map(calibration, one.arms)),
          *_changes(one.measure, one.range.value, one.range.low, one.range.high), _unit(one.measure), one.p_value]
@@ -54,19 +62,25 @@ def study_tables(found: Judgement) -> dict[str, tuple[str, Table]]:
     rows = found.scores.rows.items()
     failed: list[list[Cell]] = [[str(specs[id]), row["error"]] for id, row in rows if row["status"] == "failed"]
     tables = {
-        "configurations": ("Every configuration, over its seeds",
-                           Table(CONFIGURATIONS, [_configuration(found, one) for one in found.summaries])),
-        "comparisons": ("Differences, paired by seed",
-                        Table(COMPARISONS, [_comparison(found, one) for one in found.comparisons])),
-        "ranges": ("Range over sources: the highest mean less the lowest; p says whether the source matters at all",
-                   Table(("measure", "pruned by", "sources", "range", "low", "high", "unit", "p"), ranges)),
-        "smallest": ("The smallest true difference that the plan's seeds find four times of five, without correction, "
-                     "by the spread of the pairs that is seen", Table(("measure", "of", "difference", "unit"), least)),
-        "proxies": ("Spearman's rank correlation of each proxy with the outcome; an interval is rough below ten",
-                    Table(("proxy", "measure", "pruned by", "calibrations", "Spearman", "low", "high"), proxies)),
-        "failed": ("Runs that failed", Table(("run", "error"), failed)),
+        "configurations": TitledTable(
+            "Every configuration", "Over its seeds; accuracies in percent; low and high: the 95% interval.",
+            Table(CONFIGURATIONS, [_configuration(found, one) for one in found.summaries])),
+        "comparisons": TitledTable(
+            "Side by side", "Paired by seed; points of accuracy, percent of perplexity. A verdict goes by p (Holm).",
+            Table(COMPARISONS, [_comparison(found, one) for one in found.comparisons])),
+        "ranges": TitledTable(
+            "Range over sources", "The highest mean less the lowest, with a bootstrap interval, too narrow for few seeds; p "
+            "says whether the source matters at all.",
+            Table(("measure", "pruned by", "sources", "range", "low", "high", "unit", "p"), ranges)),
+        "smallest": TitledTable(
+            "What the seeds can show", "The smallest true difference that the plan's seeds find four times of five, "
+            "without correction, by the spread that is seen.", Table(("measure", "of", "difference", "unit"), least)),
+        "proxies": TitledTable(
+            "What was known before", "Spearman's rank correlation of proxy and outcome; its interval is rough below ten.",
+            Table(("proxy", "measure", "pruned by", "calibrations", "Spearman", "low", "high"), proxies)),
+        "failed": TitledTable("What failed", "", Table(("run", "error"), failed)),
     }  # fmt: skip
-    return {name: (caption, table) for name, (caption, table) in tables.items() if table.rows}
+    return {name: one for name, one in tables.items() if one.table.rows}
 
 
 def headlines(found: Judgement) -> list[Paragraph]:
@@ -102,15 +116,12 @@ def study_page(found: Judgement, results: Results, charts: Sequence[Chart], *, c
                         "beside": [_anchor(one.reference) for one in found.comparisons]},
     }  # fmt: skip
     chosen = {"measure": scores.main[0].name} if scores.main else {}
-    for name, (caption, table) in tables.items():
-        heading, _, rest = caption.partition(":") if ":" in caption else caption.partition(";")
-        said = rest.strip() or "Accuracies in percent, their differences in points; low and high: the 95% interval."
+    for name, (heading, note, table) in tables.items():
+        sections.append(Heading(heading))
         choices = [column for column in table.columns if column in _CHOICES]
-        sections.append(Heading(heading if len(heading) < 60 else "What the seeds can show"))
-        if len(table.rows) > 12:
-            sections.append(Explorer(table, choices, chosen, links.get(name, {}), said))
-        else:
-            sections.append(Grid(table, said if len(heading) < 60 else caption, links.get(name, {})))
+        linked_to = links.get(name, {})
+        is_long = len(table.rows) > 12
+        sections.append(Explorer(table, choices, chosen, linked_to, note) if is_long else Grid(table, note, linked_to))
     sections += [Heading("Runs and their records"), *_runs(found, results, linked)]
     sections += [Heading("How it was judged"), Paragraph(HOW), Heading("To make it again"), Preformatted(command)]
     sections.append(Preformatted((results.folder / "plan.yaml").read_text(encoding="utf-8"), "The plan."))
@@ -140,8 +151,8 @@ def write_report(found: Judgement, results: Results, *, page: Path | None, comma
     if page is None:
         for kind, name in {"md": "tables.md", "latex": "tables.tex"}.items():
             write_whole(folder / name, tables_text(found, kind).encode())
-        for name, (_, table) in study_tables(found).items():
-            write_whole(folder / f"{name}.csv", table.csv().encode())
+        for name, one in study_tables(found).items():
+            write_whole(folder / f"{name}.csv", one.table.csv().encode())
         for chart in charts:
             for kind in ("svg", "png"):
                 write_whole(folder / f"{chart.name}.{kind}", drawn(chart.spec, kind))
@@ -152,12 +163,12 @@ def tables_text(found: Judgement, kind: str) -> str:
     """The headline and all tables as "md", or the tables as "csv" (an empty line between two) or "latex"."""
     tables = study_tables(found).values()
     if kind == "csv":
-        return "\n".join(table.csv() for _, table in tables)
+        return "\n".join(one.table.csv() for one in tables)
     if kind == "latex":
-        return "\n\n".join(table.latex(caption) for caption, table in tables) + "\n"
+        return "\n\n".join(one.table.latex(f"{one.heading}. {one.note}".strip()) for one in tables) + "\n"
     title = found.scores.plan.title or found.scores.plan.name
     said = "\n".join([f"# {title}", "", *(f"- {one.text}" for one in headlines(found))]).replace("<", "&lt;")
-    return "\n\n".join([said, *(f"## {caption}\n\n{table.markdown()}" for caption, table in tables)]) + "\n"
+    return "\n\n".join([said, *(f"## {h}\n\n{note}\n\n{table.markdown()}" for h, note, table in tables)]) + "\n"
 
 
 _CHOICES = ("measure", "pruned by", "calibration", "of", "verdict", "proxy")
@@ -180,7 +191,7 @@ def _comparison(found: Judgement, one: Comparison) -> list[Cell]:
     cells = _changes(one.measure, *ends)
     head: list[Cell] = [one.measure.name, KINDS[one.kind], _named(found, one.arm), _named(found, one.reference)]
     tests: list[Cell] = [one.p_value, one.p_holm, one.same_p_holm]
-    return [*head, *cells[:3], _unit(one.measure), one.n, *tests, *cells[4:], one.verdict]
+    return [*head, *cells[:3], _unit(one.measure), one.verdict, one.n, *tests, *cells[4:]]
 
 
 def _headline(found: Judgement, kind: Kind, measure: Measure) -> Iterator[Paragraph]:
@@ -209,14 +220,15 @@ def _headline(found: Judgement, kind: Kind, measure: Measure) -> Iterator[Paragr
 
 
 def _sentence(found: Judgement, one: Comparison) -> str:
-    """ "wanda 60% on selfgen beats wanda 60% on c4 in mean accuracy by 2.1 points [0.8, 3.4] over 5 paired seeds."."""
+    """ "wanda 60% on a beats wanda 60% on b in mean accuracy: 2.1 points [0.8, 3.4] higher over 5 paired seeds."."""
     assert one.difference is not None
     d = (one.difference.value, one.difference.low or 0.0, one.difference.high or 0.0)
     winner, loser = (one.arm, one.reference) if one.verdict == "better" else (one.reference, one.arm)
     by, *ends = (abs(shown_change(one.measure, x if one.verdict == "better" else -x)) for x in d)
     interval = ", ".join(map(_digits, sorted(ends)))
-    what = f"{one.measure.name} by {_digits(by)}{_of_unit(one.measure)} [{interval}]"
-    return f"{_named(found, winner)} beats {_named(found, loser)} in {what} over {one.n} paired seeds."
+    how = f"{_digits(by)}{_of_unit(one.measure)} [{interval}] {'higher' if one.measure.higher_is_better else 'lower'}"
+    what = f"{_named(found, winner)} beats {_named(found, loser)} in {one.measure.name}"
+    return f"{what}: {how} over {one.n} paired seeds."
 
 
 def _runs(found: Judgement, results: Results, linked: bool) -> Iterator[Folded]:

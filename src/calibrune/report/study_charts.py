@@ -18,7 +18,7 @@ from calibrune.uncertainty.estimate import scipy
 
 VIOLIN = 10
 """From so many seeds on a shape is drawn over them: of fewer it would be made up."""
-MOST_SOURCES, MOST_ROWS = 10, 24
+MOST_SOURCES, MOST_SETTINGS, MOST_ROWS = 10, 16, 24
 """More than these side by side are no picture; what is varied so often has lines, and all stand in the table."""
 
 
@@ -66,10 +66,11 @@ def calibration(arm: RunSpec) -> str:
 
 def _by_source(found: Judgement, measure: Measure, mine: Sequence[Summary]) -> Iterator[_Made]:
     """Means by source and setting; bars where an axis from zero shows anything, else points."""
-    if not mine or len({one.arm.calibration for one in mine}) > MOST_SOURCES:
+    rows, runs = [_row(found, one) for one in mine], _runs(found, mine)
+    settings = {row["setting"] for row in rows}
+    if not rows or len({row["calibration"] for row in rows}) > MOST_SOURCES or len(settings) > MOST_SETTINGS:
         return
     alt = import_extra("altair")
-    rows, runs = [_row(found, one) for one in mine], _runs(found, mine)
     means = [row["value"] for row in rows]
     # an interval of two seeds may be as wide as the room: it does not set the axis, and is cut
     reach = max(max(means) - min(means), max(map(abs, means)) / 6)
@@ -87,10 +88,14 @@ def _by_source(found: Judgement, measure: Measure, mine: Sequence[Summary]) -> I
             if inside:
                 domain = [min(domain[0], value - room), max(domain[1], value + room)]
                 references.append({"name": name, "value": value})
-    many = len({row["setting"] for row in rows}) > 4
     scale = alt.Scale(domain=domain, nice=False)
     place: dict[str, Any] = {
-        "x": alt.X("setting:N", sort=None, title=None, axis=alt.Axis(labelAngle=-35 if many else 0, labelLimit=200)),
+        "x": alt.X(
+            "setting:N",
+            sort=None,
+            title=None,
+            axis=alt.Axis(labelAngle=-35 if len(settings) > 4 else 0, labelLimit=240),
+        ),
         "xOffset": alt.XOffset("calibration:N", sort=None),
     }
     y = alt.Y("value:Q", title=axis_title(measure), scale=scale)
@@ -187,7 +192,7 @@ def _seeds(found: Judgement, measure: Measure, mine: Sequence[Summary]) -> Itera
         middle,
     ]
     outlines = [
-        {"row": where[one], "calibration": calibration(one.arm), "value": x, "place": place, "order": i}
+        {"row": where[one], **_names(found, one.arm), "value": x, "place": place, "order": i}
         for one in mine
         if len(one.values) >= VIOLIN and one.deviation
         for i, (x, place) in enumerate(_violin([scaled(measure, value) for value in one.values]))
@@ -210,8 +215,7 @@ def _proxies(found: Judgement, measure: Measure, mine: Sequence[Summary]) -> Ite
         return
     alt = import_extra("altair")
     rows = [
-        {"proxy": one.proxy, "setting": setting(found, arm), "calibration": calibration(arm), "x": x,
-         "value": scaled(measure, y)}
+        {"proxy": one.proxy, **_names(found, arm), "x": x, "value": scaled(measure, y)}
         for one in related for arm, x, y in zip(one.arms, one.x, one.y, strict=True)
     ]  # fmt: skip
     names = list(dict.fromkeys(row["proxy"] for row in rows))
@@ -241,14 +245,12 @@ def _tips(*names: str) -> list[Any]:
 def _row(found: Judgement, one: Summary) -> dict[str, Any]:
     t = {name: None if x is None else scaled(one.measure, x) for name, x in (("low", one.t.low), ("high", one.t.high))}
     value = scaled(one.measure, one.t.value)
-    return {"setting": setting(found, one.arm), "calibration": calibration(one.arm), "runs": f"{one.t.n}",
-            "value": value, **t}  # fmt: skip
+    return {**_names(found, one.arm), "runs": f"{one.t.n}", "value": value, **t}
 
 
 def _runs(found: Judgement, some: Sequence[Summary]) -> list[dict[str, Any]]:
     return [
-        {"setting": setting(found, one.arm), "calibration": calibration(one.arm), "seed": str(seed), "run": key,
-         "value": scaled(one.measure, value)}
+        {**_names(found, one.arm), "seed": str(seed), "run": key, "value": scaled(one.measure, value)}
         for one in some for seed, key, value in zip(one.seeds, one.keys, one.values, strict=True)
     ]  # fmt: skip
 
@@ -265,7 +267,16 @@ def _legend(n: int) -> Any:
 
 
 def _calibrations(found: Judgement) -> list[str]:
-    return list(dict.fromkeys(calibration(arm) for arm in found.scores.arms if arm.calibration))
+    return list(dict.fromkeys(_names(found, arm)["calibration"] for arm in found.scores.arms if arm.calibration))
+
+
+def _names(found: Judgement, arm: RunSpec) -> dict[str, str]:
+    """What tells an arm in a picture: its setting and its calibration; of sources in variants, these are settings."""
+    recipes = [one.calibration for one in found.scores.arms if one.calibration]
+    if arm.calibration is None or len({one.source for one in recipes}) in (1, len(set(recipes))):
+        return {"setting": setting(found, arm), "calibration": calibration(arm)}
+    settings = f"{setting(found, arm)} {variant(arm).replace(':', ' ').strip()}".strip()
+    return {"setting": settings, "calibration": arm.calibration.source}
 
 
 def _rounded(value: Any) -> Any:

@@ -15,6 +15,8 @@ from calibrune.study.results import Results
 from calibrune.study.spec import RunSpec
 
 MEAN = "mean accuracy"
+MEANS = (MEAN, "study")
+"""Numbers that stand for several tasks; the second is the evaluation's own, over all seven of the paper."""
 ACCURACY = "acc"
 
 
@@ -61,13 +63,13 @@ class Scores:
     @property
     def main(self) -> list[Measure]:
         """What the headline and the pictures are about: the mean accuracy or that of the only task, perplexities."""
-        tasks = {one.dataset for one in self.measures if one.metric == ACCURACY}
-        mean = [one for one in self.measures if one.dataset == MEAN]
-        others = [one for one in self.measures if one.dataset not in (MEAN, *(tasks if mean else ()))]
-        for dataset in dict.fromkeys(one.dataset for one in others):
-            mine = [one for one in others if one.dataset == dataset]
-            mean.append(next((one for one in mine if one.metric in (ACCURACY, "perplexity")), mine[0]))
-        return mean
+        averaged = any(one.dataset in MEANS for one in self.measures)
+        parts = {one.dataset for one in self.measures if averaged and one.metric == ACCURACY and one.dataset != MEAN}
+        found = []
+        for dataset in dict.fromkeys(one.dataset for one in self.measures if one.dataset not in parts):
+            mine = [one for one in self.measures if one.dataset == dataset]
+            found.append(next((one for one in mine if one.metric in (ACCURACY, "perplexity")), mine[0]))
+        return found
 
     def values(self, arm: RunSpec, measure: Measure) -> dict[int | None, float]:
         """The finished values of an arm by seed; a run that takes no seed has None."""
@@ -95,8 +97,8 @@ class Scores:
 def read_scores(plan: StudyPlan, results: Results) -> Scores:
     """What a study's rows say of the runs of its plan; rows of a plan that it had before are passed over.
 
-    The mean accuracy is the plain mean over tasks of their `acc`, of runs that have all of them; its standard error
-    over items takes the tasks for independent.
+    The mean accuracy is the plain mean over tasks of their `acc`, where the evaluation has no average of its own; its
+    standard error over items takes the tasks for independent.
 
     Raises:
         ConfigError: polars is not installed.
@@ -123,7 +125,7 @@ def read_scores(plan: StudyPlan, results: Results) -> Scores:
     pl = polars()
     types = {"arm": pl.String, "seed": pl.Int64, "key": pl.String, "measure": pl.String}
     types |= {"value": pl.Float64, "stderr": pl.Float64, "items": pl.List(pl.Float64)}
-    measures = sorted(known.values(), key=lambda one: one.dataset != MEAN)
+    measures = sorted(known.values(), key=lambda one: one.dataset not in MEANS)
     return Scores(plan, rows, tuple(measures), pl.DataFrame(lines, schema=types), len(every) - len(rows))
 
 
@@ -148,7 +150,7 @@ def variant(arm: RunSpec) -> str:
 def _mean(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The mean accuracy over two tasks or more."""
     mine = [score for score in scores if score["metric"] == ACCURACY]
-    if len(mine) < 2:
+    if len(mine) < 2 or any(score["dataset"] in MEANS for score in scores):
         return []
     values, errors = ([score[name] for score in mine] for name in ("value", "stderr"))
     if None in values:
