@@ -254,10 +254,11 @@ def _compared(name: str, model: str, reference: Score, score: Score, seed: int, 
     a, b = reference.items, score.items
     if not all(map(isfinite, (reference.value, score.value, *a, *b))):
         return replace(unjudged, test="a value is not finite")
-    scales = {_scale(one) for one in (reference, score)}
+    scales = {scale_of(one.value, one.items) for one in (reference, score)}
     scale = scales.pop() if len(scales) == 1 else None
     if scale is None:
         return replace(unjudged, test="the metric is no mean over items")
+    scale = "share" if scale == "value" and metric == MEAN_PERPLEXITY else scale
     label = f"{dataset} {metric}"
     # in a group whose tasks count the same, an item weighs more than 1
     if metric.partition(" (")[0] in RIGHT_OR_WRONG and set(a) | set(b) <= {0.0, 1.0}:
@@ -287,14 +288,14 @@ def _compared(name: str, model: str, reference: Score, score: Score, seed: int, 
     )
 
 
-def _scale(score: Score) -> Scale | None:
-    """What the items' mean is: the value, or its logarithm; None: neither, or there are no items."""
-    if not score.items:
+def scale_of(value: float, items: Sequence[float]) -> Scale | None:
+    """What the mean of a score's items is: its value, or the logarithm of it; None: neither, or there are no items."""
+    if not items:
         return None
-    middle = mean(score.items)
-    if isclose(middle, score.value, rel_tol=1e-6, abs_tol=1e-12):
-        return "share" if score.metric == MEAN_PERPLEXITY else "value"
-    return "logarithm" if middle < 700 and isclose(exp(middle), score.value, rel_tol=1e-6) else None
+    middle = mean(items)
+    if isclose(middle, value, rel_tol=1e-6, abs_tol=1e-12):
+        return "value"
+    return "logarithm" if middle < 700 and isclose(exp(middle), value, rel_tol=1e-6) else None
 
 
 def _judged(one: Comparison, p_holm: float, alpha: float) -> Comparison:
