@@ -230,10 +230,16 @@ def test_the_record_changes_with_the_text_and_with_every_setting():
     ("protocol", "texts", "limit", "error", "message"),
     [
         (WindowPerplexity(seq_len=33), TEXTS, None, ConfigError, "33 tokens.*context of 32; use seq_len=32 or less"),
-        (WindowPerplexity(seq_len=16), ["short"], None, CorpusError, "have 5 tokens.*takes 16.*smaller seq_len"),
-        (WindowPerplexity(seq_len=16), [], None, CorpusError, "have 0 tokens"),
+        (WindowPerplexity(seq_len=16), ["short"], None, CorpusError, "takes 16 tokens, .* come to 5;.*smaller seq_len"),
+        (WindowPerplexity(seq_len=16), [], None, CorpusError, "come to 0"),
         (WindowPerplexity(seq_len=16), TEXTS, 0, ConfigError, "limit must be at least 1, got 0"),
-        (TextPerplexity(), ["", "a"], None, CorpusError, "none of the 2 texts"),
+        (
+            TextPerplexity(),
+            ["", "a"],
+            None,
+            CorpusError,
+            r"needs a text of two tokens or more, and there is none \(texts: 2\)",
+        ),
         (TextPerplexity(), TEXTS, -1, ConfigError, "limit must be at least 1, got -1"),
     ],
 )
