@@ -69,14 +69,14 @@ def study_tables(found: Judgement) -> dict[str, TitledTable]:
             "Side by side", "Paired by seed; points of accuracy, percent of perplexity. A verdict goes by p (Holm).",
             Table(COMPARISONS, [_comparison(found, one) for one in found.comparisons])),
         "ranges": TitledTable(
-            "Range over sources", "The highest mean less the lowest, with a bootstrap interval, too narrow for few seeds; p "
-            "says whether the source matters at all.",
+            "Range over sources", "The highest mean less the lowest, with a bootstrap interval, too narrow for few "
+            "seeds; p says whether the source matters at all.",
             Table(("measure", "pruned by", "sources", "range", "low", "high", "unit", "p"), ranges)),
         "smallest": TitledTable(
             "What the seeds can show", "The smallest true difference that the plan's seeds find four times of five, "
             "without correction, by the spread that is seen.", Table(("measure", "of", "difference", "unit"), least)),
         "proxies": TitledTable(
-            "What was known before", "Spearman's rank correlation of proxy and outcome; its interval is rough below ten.",
+            "What was known before", "Spearman's correlation of proxy and outcome; its interval is rough below ten.",
             Table(("proxy", "measure", "pruned by", "calibrations", "Spearman", "low", "high"), proxies)),
         "failed": TitledTable("What failed", "", Table(("run", "error"), failed)),
     }  # fmt: skip
