@@ -76,8 +76,7 @@ def study_tables(found: Judgement) -> dict[str, TitledTable]:
             "What the seeds can show", "The smallest true difference that the plan's seeds find four times of five, "
             "without correction, by the spread that is seen.", Table(("measure", "of", "difference", "unit"), least)),
         "proxies": TitledTable(
-            "What was known before",
-            "Spearman's rank correlation of proxy and outcome; its interval is rough below ten.",
+            "What was known before", "Spearman's correlation of proxy and outcome; its interval is rough below ten.",
             Table(("proxy", "measure", "pruned by", "calibrations", "Spearman", "low", "high"), proxies)),
         "failed": TitledTable("What failed", "", Table(("run", "error"), failed)),
     }  # fmt: skip
