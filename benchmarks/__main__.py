@@ -3,16 +3,41 @@
 import sys
 from functools import partial
 
-from benchmarks import demo, fidelity, generation, harness, methods, rounding, scale, whole
+from benchmarks import (
+    demo,
+    engine,
+    fidelity,
+    generation,
+    grid,
+    harness,
+    large,
+    memory,
+    methods,
+    peers,
+    rounding,
+    scale,
+    scaling,
+    solve,
+    startup,
+    whole,
+)
 from benchmarks.rows import save
 
 MEASUREMENTS = {
     "demo": demo.measure,
+    "engine": engine.measure,
     "generation": generation.measure,
+    "grid": grid.measure,
     "harness": harness.measure,
+    "large": large.measure,
+    "memory": memory.measure,
     "rounding": rounding.measure,
     "fidelity-masks": fidelity.measure,
+    "peers": peers.measure,
     "scale": scale.measure,
+    "scaling": scaling.measure,
+    "solve": solve.measure,
+    "startup": startup.measure,
     "whole": whole.measure,
     **{name: partial(methods.measure, name) for name in methods.PLANS},
 }

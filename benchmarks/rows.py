@@ -37,6 +37,21 @@ def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most memory that was ever resident of a process; what `getrusage` says a child inherits from its parent."""
+    return _bytes("VmHWM:", pid)
+
+
+def resident_bytes() -> int:
+    """What is resident of this process now."""
+    return _bytes("VmRSS:", "self")
+
+
+def _bytes(field: str, pid: int | str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
+
+
 def _commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout

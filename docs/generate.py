@@ -27,6 +27,8 @@ PAGES = {
     "filters": "docs/filters.md",
     "proxies": "docs/set-quality.md",
     "commands": "docs/commands.md",
+    "speed measured": "docs/speed.md",
+    "growth measured": "docs/speed.md",
     "architectures": "README.md",
 }
 """The page that each table is printed into, from the root of the repository."""
@@ -36,6 +38,9 @@ TEST_MODELS = REPOSITORY / "tests" / "tiny_models.py"
 
 MEASURED = REPOSITORY / "docs" / "measured.py"
 """The tables of what was measured."""
+
+SPEED = REPOSITORY / "docs" / "speed.py"
+"""Those of speed and memory, against their targets."""
 
 
 class DocsError(Exception):
@@ -139,7 +144,7 @@ def texts_from_code() -> dict[str, str]:
     from calibrune.proxies import PROXIES
     from calibrune.pruners import PRUNERS
 
-    measured = _loaded(MEASURED)
+    measured, speed = _loaded(MEASURED), _loaded(SPEED)
     return {
         "methods": settings_table(PRUNERS),
         "methods measured": measured.methods_tables(),
@@ -150,6 +155,8 @@ def texts_from_code() -> dict[str, str]:
         "filters": settings_table(FILTERS),
         "proxies": proxies_table(PROXIES),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
+        "speed measured": speed.targets_table(),
+        "growth measured": speed.growth_table(),
         "architectures": architectures_table(_test_models()),
     }
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from calibrune.errors import ConfigError, RunError
 from calibrune.patterns import SemiStructured, Unstructured
 from calibrune.pruners import keep_highest
+from calibrune.pruners.masks import AT_ONCE
 
 
 def test_a_row_by_hand():
@@ -31,6 +32,16 @@ def test_a_threshold_takes_one_too_many_and_all_ties():
     assert torch.equal(
         keep_highest(scores, SemiStructured(2, 4), select="threshold"), keep_highest(scores, SemiStructured(2, 4))
     )
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4)], ids=str)
+def test_many_rows_are_selected_from_by_pieces_as_they_are_one_by_one(pattern):
+    # of 16 values in a row of 512 many are equal
+    scores = torch.randint(16, (2 * AT_ONCE // 512 + 3, 512), generator=torch.Generator().manual_seed(0)).float()
+    mask = keep_highest(scores, pattern)
+    for i in (0, 1, AT_ONCE // 512 - 1, AT_ONCE // 512, len(scores) - 1):
+        assert torch.equal(mask[i], keep_highest(scores[i : i + 1], pattern)[0])
+    assert (mask.sum(dim=1) == 256).all()
 
 
 def test_n_of_m_counts_the_weights_that_stay():

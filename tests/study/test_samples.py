@@ -5,11 +5,13 @@ import torch
 from tiny_models import random_ids, tiny_lm
 
 from calibrune.activations.statistics import InputNorm
+from calibrune.allocators import OWL
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import build_calibration
 from calibrune.errors import ConfigError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import load_model, weights_fingerprint
+from calibrune.patterns import parse_target
 from calibrune.prune import prune_model
 from calibrune.pruners import RIA, DSnoT, Wanda
 from calibrune.study.reading import read_plan
@@ -50,6 +52,17 @@ def test_masks_are_those_of_the_direct_way(kind, pruner, make):
         [getattr(layer, f) for f in same] for layer in report.layers
     ]
     assert {layer.output_error for layer in stored.layers} == {None}
+
+
+@pytest.mark.parametrize("pattern", ["60%", "2:4"])
+def test_owl_shares_out_by_kept_statistics_as_by_a_run_of_its_own(pattern, monkeypatch):
+    lm, data = tiny_lm(), CalibrationSet.from_ids(random_ids())
+    owl, target = OWL(outlier=3.0, n_width=0.5), parse_target(pattern)
+    direct = owl.allocate(lm.model, data, target)
+    statistics = store(lm).of(data, 4096)
+    monkeypatch.setattr(type(lm.model), "forward", lambda *_args, **_kwargs: pytest.fail("the model was run"))
+    assert owl.allocate_from(lm.model, statistics, target).patterns == direct.patterns
+    assert len({str(one) for one in direct.patterns.values()}) > 1
 
 
 def test_it_goes_on_after_blocks_that_are_pruned_already():

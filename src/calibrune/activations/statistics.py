@@ -110,12 +110,18 @@ class InputMoments(InputStatistic):
 class InputHessian(InputStatistic):
     """Second moment of the inputs, E[x xT]: the Hessian of the layer's squared output error, up to a factor of 2."""
 
+    PANEL = 256
+    """Rows that are worked out at once, from the diagonal on: the matrix is symmetric, and half of it is enough."""
+
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._sum = torch.zeros(in_features, in_features, device=device)
+        """Of the panels, what lies to the right of their first column."""
 
     def _add(self, x: Float[Tensor, "tokens in"]) -> None:
         x = x.float()
-        self._sum.addmm_(x.T, x)
+        for start in range(0, len(self._sum), self.PANEL):
+            panel = slice(start, start + self.PANEL)
+            self._sum[panel, start:].addmm_(x[:, panel].T, x[:, start:])
 
     def _join(self, other: "InputHessian") -> None:
         self._sum += other._sum
@@ -123,7 +129,13 @@ class InputHessian(InputStatistic):
     @property
     def matrix(self) -> Float[Tensor, "in in"]:
         """A new matrix at every call, the caller's to change."""
-        return self._sum / max(self.tokens, 1)
+        matrix = self._sum / max(self.tokens, 1)
+        for start in range(0, len(matrix), self.PANEL):
+            end = min(start + self.PANEL, len(matrix))
+            corner = matrix[start:end, start:end].triu()
+            matrix[start:end, start:end] = corner + corner.triu(1).T
+            matrix[end:, start:end] = matrix[start:end, end:].T
+        return matrix
 
 
 class InputSample(InputStatistic):

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
-from calibrune.activations.statistics import InputStatistic
+from calibrune.activations.statistics import InputStatistic, LayerStats
 from calibrune.activations.stream import BATCH_TOKENS
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import ConfigError
@@ -75,3 +75,13 @@ class Allocator(Protocol):
         batch_tokens: int = BATCH_TOKENS,
     ) -> SparsityAllocation:
         """Give every prunable layer of the model its pattern; `batch_tokens` go through a block at once."""
+
+
+@runtime_checkable
+class FromStatistics(Protocol):
+    """An allocator that reads nothing but statistics of the dense model: where they are known, no data is run again."""
+
+    def allocate_from(
+        self, model: PreTrainedModel, statistics: Mapping[str, LayerStats], target: SparsityPattern
+    ) -> SparsityAllocation:
+        """As `allocate`; `statistics` by the layer's name, and all that it `requires` are among them."""

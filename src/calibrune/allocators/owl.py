@@ -1,13 +1,14 @@
 """OWL: blocks with many outlying scores keep more of their weights."""
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt, Lt
 from transformers import PreTrainedModel
 
-from calibrune.activations import BlockInputs, InputNorm, InputStatistic, stream_blocks
-from calibrune.activations.stream import BATCH_TOKENS
+from calibrune.activations import BlockInputs, InputNorm, InputStatistic, LayerStats, stream_blocks
+from calibrune.activations.stream import BATCH_TOKENS, blocks_with
 from calibrune.allocators.allocation import SparsityAllocation
 from calibrune.allocators.spread import mixed_by_block, sizes, unstructured_by_block, weighted_mean
 from calibrune.allocators.uniform import Uniform
@@ -57,19 +58,33 @@ class OWL:
             return Uniform().allocate(model, calibration, target)
         if calibration is None:
             raise ConfigError("OWL needs calibration data to find outliers, got none; use allocation=uniform without")
-        blocks = decoder_blocks(model)
-        shares = [
-            self._outliers(block)
-            for block in stream_blocks(
-                model,
-                calibration.input_ids,
-                self.requires,
-                propagate="dense",
-                batch_tokens=batch_tokens,
-                attention_mask=calibration.attention_mask,
-                description="looking for outliers (OWL)",
-            )
-        ]
+        blocks = stream_blocks(
+            model,
+            calibration.input_ids,
+            self.requires,
+            propagate="dense",
+            batch_tokens=batch_tokens,
+            attention_mask=calibration.attention_mask,
+            description="looking for outliers (OWL)",
+        )
+        return self._shared_out(model, blocks, target)
+
+    def allocate_from(
+        self, model: PreTrainedModel, statistics: Mapping[str, LayerStats], target: SparsityPattern
+    ) -> SparsityAllocation:
+        """The same by statistics of the dense model that are there already; nothing is run.
+
+        Raises:
+            ConfigError: a block's sparsity leaves [0, 1).
+        """
+        if isinstance(target, SemiStructured) and self.n_m == "strict":
+            return Uniform().allocate(model, None, target)
+        return self._shared_out(model, blocks_with(model, statistics, description="looking for outliers (OWL)"), target)
+
+    def _shared_out(
+        self, model: PreTrainedModel, with_inputs: Iterable[BlockInputs], target: SparsityPattern
+    ) -> SparsityAllocation:
+        blocks, shares = decoder_blocks(model), [self._outliers(block) for block in with_inputs]
         spread = max(shares) - min(shares)
         # equal shares: nothing to tell the blocks apart by, so all get the same
         positions = [(share - min(shares)) / spread if spread else 0.0 for share in shares]

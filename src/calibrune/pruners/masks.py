@@ -15,6 +15,9 @@ from calibrune.patterns import SemiStructured, SparsityPattern
 ComparisonGroup = Literal["row", "layer"]
 Selection = Literal["rank", "threshold"]
 
+AT_ONCE = 1 << 20
+"""Scores that a processor selects from at once, where they are of many rows."""
+
 
 def keep_highest(
     scores: Float[Tensor, "out in"],
@@ -66,6 +69,13 @@ def check_divisible(pattern: SparsityPattern, in_features: int) -> None:
 def _highest_of_rows(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor, "out in"]:
     if n_keep == rows.shape[-1]:
         return torch.ones_like(rows, dtype=torch.bool)
+    if rows.device.type != "cpu":
+        return _highest(rows, n_keep)
+    # rows know nothing of each other: by pieces that fit the processor's cache, where selections need less memory too
+    return torch.cat([_highest(some, n_keep) for some in torch.split(rows, max(1, AT_ONCE // rows.shape[-1]))])
+
+
+def _highest(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor, "out in"]:
     # the n-th highest value by selection (several times faster than a sort) ...
     threshold = rows.topk(n_keep, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     mask = rows > threshold

@@ -34,7 +34,7 @@ class Wanda:
             ConfigError: N:M was asked for with the cumulative selection, which leaves rows different sparsities.
         """
         self.check_pattern(pattern)
-        scores = weight.abs().float() * stats[InputNorm].rms
+        scores = weight.abs().float().mul_(stats[InputNorm].rms)
         is_cumulative = self.select == "cumulative"
         mask = _above_a_share(scores, pattern.sparsity) if is_cumulative else keep_highest(scores, pattern)
         return PrunedWeight(weight.masked_fill(~mask, 0), mask)

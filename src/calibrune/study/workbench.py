@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from calibrune.allocators import SparsityAllocation
+from calibrune.allocators import FromStatistics, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import build_calibration, parse_spec
 from calibrune.checkpoint import versions
@@ -141,13 +141,16 @@ class Workbench:
         if pruner is None or allocator is None:
             return None
         model, target = self.lm.model, parse_pattern(str(spec.pattern))
-        # always of the dense model, so every method and propagation shares it
-        key = (spec.allocator, spec.pattern, data.fingerprint if data and allocator.requires else None)
-        if key not in self._allocations:
-            self._allocations[key] = allocator.allocate(model, data, target, batch_tokens=spec.batch_tokens)
         stored = None
         if data and spec.propagation == "dense" and set(pruner.requires) <= set(KINDS):
             stored = self._samples.of(data, spec.batch_tokens)
+        # always of the dense model, so every method and propagation shares it
+        key = (spec.allocator, spec.pattern, data.fingerprint if data and allocator.requires else None)
+        if key not in self._allocations:
+            if stored is not None and isinstance(allocator, FromStatistics) and set(allocator.requires) <= set(KINDS):
+                self._allocations[key] = allocator.allocate_from(model, stored, target)
+            else:
+                self._allocations[key] = allocator.allocate(model, data, target, batch_tokens=spec.batch_tokens)
         return prune_model(
             model,
             data if needs_data(pruner, allocator) else None,

@@ -1,0 +1,159 @@
+"""What each method costs more than Wanda in the same engine, and what a pass through the blocks takes of the machine.
+
+Of SmolLM2's 30 blocks, which are alike, the first 8: as many methods in turns as possible in one run. Needs the shared
+data.
+"""
+
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
+
+from benchmarks.methods import LENGTH, SAMPLES, SMOLLM2, calibration_set
+from benchmarks.turns import compared, in_turns, spread
+from calibrune.activations import InputNorm, stream_blocks
+from calibrune.activations.stream import BATCH_TOKENS
+from calibrune.allocators import ALLOCATORS
+from calibrune.lm.layout import decoder_blocks
+from calibrune.lm.loading import LanguageModel, load_model
+from calibrune.lm.speed import operations_per_second
+from calibrune.prune import prune_model
+from calibrune.pruners import PRUNERS
+
+BLOCKS, REPEATS, FORWARDS = 8, 3, 5
+DTYPES = ("bfloat16", "float32")
+SPARSITY = 0.5
+
+METHODS = {
+    "wanda": ("wanda", "uniform", None),
+    "dsnot": ("dsnot", "uniform", 1.3),
+    "owl": ("wanda", "owl", 1.2),
+    "ria": ("ria", "uniform", None),
+    "sparsegpt": ("sparsegpt", "uniform", None),
+    "alps": ("alps", "uniform", 3.0),
+}
+"""Method, allocation, and how many times Wanda's time it may take."""
+
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn"),
+    "attention": ("attention",),
+}
+"""Parts of a pass by what the names of their operations hold; all others are the elementwise rest."""
+
+
+def measure(
+    blocks: int = BLOCKS, samples: int = SAMPLES, repeats: int = REPEATS, forwards: int = FORWARDS
+) -> Iterator[dict[str, Any]]:
+    """For each dtype a row for each method, and one for the pass."""
+    for dtype in DTYPES:
+        lm = cut(load_model(SMOLLM2, dtype=dtype, device="cpu"), blocks)
+        input_ids = calibration_set(lm).input_ids[:samples]
+        yield from _methods(lm, input_ids, dtype, repeats)
+        yield _forward(lm, input_ids, dtype, forwards)
+
+
+def cut(lm: LanguageModel, n: int) -> LanguageModel:
+    """The model with its first `n` blocks alone."""
+    lm.model.model.layers = lm.model.model.layers[:n]
+    lm.model.config.num_hidden_layers = n
+    return lm
+
+
+def _methods(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+    dense = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for repeat in range(1 + repeats):
+        for name, (method, allocation, _) in METHODS.items():
+            lm.model.load_state_dict(dense)
+            # one sample is enough for the run that does not count
+            data = input_ids if repeat else input_ids[:1]
+            start = time.perf_counter()
+            prune_model(lm.model, data, PRUNERS[method](), SPARSITY, allocation=ALLOCATORS[allocation]())
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    lm.model.load_state_dict(dense)
+    for name, (method, allocation, limit) in METHODS.items():
+        setting = _setting(lm, input_ids, dtype) | {"method": method, "allocation": allocation, "sparsity": SPARSITY}
+        if name != "wanda":
+            yield {
+                "name": f"whole prune against Wanda in the same engine: {name}, {dtype}",
+                "setting": setting | {"limit_times_wanda": limit},
+            } | compared(seconds[name], seconds["wanda"], "wanda")
+
+
+def _forward(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> dict[str, Any]:
+    """A pass of the model's own, and the engine's with Wanda's statistics, against the machine's matrix product."""
+    model, kind = lm.model, getattr(torch, dtype)
+    rates: dict[str, list[float]] = {"as wide as the model": [], "2048 wide": []}
+
+    def machine() -> None:
+        for name, width in zip(rates, (model.config.hidden_size, 2048), strict=True):
+            rates[name].append(operations_per_second(width, kind, torch.device("cpu")))
+
+    sides = {
+        "machine": machine,
+        "pass": lambda: _pass(model, input_ids),
+        "calibration": lambda: _calibration(model, input_ids),
+    }
+    seconds = in_turns(sides, repeats)
+    weights = sum(layer.weight.numel() for block in decoder_blocks(model) for layer in block.layers)
+    operations = 2 * input_ids.numel() * weights
+    best = max(median(found) for found in rates.values())
+    rate = operations / median(seconds["calibration"])
+    return {
+        "name": f"calibration forward, share of the machine's matrix-product rate, {dtype}",
+        "setting": _setting(lm, input_ids, dtype)
+        | {
+            "batch_tokens": BATCH_TOKENS,
+            "machine_gflops": {name: round(median(found) / 1e9, 1) for name, found in rates.items()},
+            "calibration_gflops": round(rate / 1e9, 1),
+            "plain_pass_gflops": round(operations / median(seconds["pass"]) / 1e9, 1),
+            "calibration_seconds": spread(seconds["calibration"]),
+            "plain_pass_seconds": spread(seconds["pass"]),
+            "parts_of_the_calibration": _parts(model, input_ids),
+            "limit_share": 0.7,
+        },
+        "value": rate / best,
+        "stderr": None,
+        "repeats": repeats,
+    }
+
+
+def _pass(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """transformers' own forward through embeddings and blocks, in the engine's batches."""
+    with torch.no_grad():
+        for batch in torch.split(input_ids, max(1, BATCH_TOKENS // input_ids.shape[1])):
+            model.model(input_ids=batch, use_cache=False)
+
+
+def _calibration(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """The engine's pass with dense propagation, in which Wanda's statistics are collected."""
+    for _ in stream_blocks(model, input_ids, (InputNorm,), propagate="dense"):
+        pass
+
+
+def _parts(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
+    """Shares of the time of the operations in a calibration pass."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        _calibration(model, input_ids)
+    times = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for operation in found.key_averages():
+        named = (part for part, words in PARTS.items() if any(word in operation.key for word in words))
+        times[next(named, "the rest")] += operation.self_cpu_time_total
+    return {part: round(time / sum(times.values()), 3) for part, time in times.items()}
+
+
+def _setting(lm: LanguageModel, input_ids: Tensor, dtype: str) -> dict[str, Any]:
+    return {
+        "model": SMOLLM2,
+        "blocks": len(decoder_blocks(lm.model)),
+        "dtype": dtype,
+        "calibration": f"c4, {len(input_ids)} x {LENGTH}",
+        "threads": torch.get_num_threads(),
+        "seed": 0,
+    }
