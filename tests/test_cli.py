@@ -225,6 +225,12 @@ def test_list_says_what_there_is_to_choose_from(what, there):
     assert all("summary" in entry for entry in json.loads(run("list", what, "--json").out).values())
 
 
+def test_list_alone_says_what_it_can_list():
+    assert "protocols" in run("list").out.split()
+    for what in json.loads(run("list", "--json").out):
+        assert json.loads(run("list", what, "--json").out), what
+
+
 def test_the_options_that_list_prints_can_be_written_into_a_spec(here, tmp_path):
     entry = json.loads(run("list", "sources", "--json").out)["selfgen"]
     options = {name: value for group in entry["options"].values() for name, value in group.items()}

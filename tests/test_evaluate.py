@@ -200,7 +200,7 @@ def test_tasks_on_real_rows_from_the_command_line(here, harness, shared_data, tm
         assert one["protocol"].keys() >= {"version", "shots", "harness", "metric_key", "requests_sha256"}
     # again, from what was finished; beside another model, on the same documents
     again = run("dense", "far", "--compare", *asked, "--page", tmp_path / "tasks.html", "--json")
-    assert "2 of 2 tasks were finished before" in again.stderr
+    assert "tasks that were finished before: 2 of 2; read" in again.stderr
     compared = json.loads(again.stdout)
     assert compared["evaluations"][0]["scores"] == found["scores"]
     assert all(one["test"].startswith("McNemar") for one in compared["comparisons"])

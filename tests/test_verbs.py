@@ -59,7 +59,7 @@ def test_what_is_recorded_is_enough_to_ask_again(place, tmp_path):
     [
         ({"sparsity": "1.2"}, "sparsity"),
         ({"propagate": "both"}, "propagate cannot be 'both'"),
-        ({"dtype": "float99"}, "dtype cannot be 'float99'; did you mean 'float32'"),
+        ({"dtype": "float99"}, "dtype cannot be 'float99'; did you mean 'float16' or 'float32'"),
         ({"calibration": "selfgne"}, "did you mean 'selfgen'"),
         ({"method": "magnitude", "calibration": "selfgne"}, "did you mean 'selfgen'"),  # though it would not be read
     ],

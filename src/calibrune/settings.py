@@ -19,11 +19,13 @@ _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'wanda'?", or, where nothing is near, "; choose one of: ..."."""
+    """ "; did you mean 'wanda'?", all that are equally near; or, where nothing is, "; choose one of: ..."."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=3)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        near = {one: difflib.SequenceMatcher(None, one, name).ratio() for one in close}
+        best = [repr(one) for one in sorted(near) if near[one] == max(near.values())]
+        return f"; did you mean {' or '.join(best)}?"
     return f"; choose one of: {', '.join(names)}" if names else "; there is none to choose from"
 
 

@@ -29,6 +29,7 @@ from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import harness_version, parse_tasks
+from calibrune.evaluation.text_scores import evaluate_texts
 from calibrune.evaluation.texts import evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
@@ -197,10 +198,8 @@ def evaluate(
     dense = None if against is None else _to_measure(against, **loading | {"revision": None})
     if dense is not None:
         check_comparable(lm, dense)
-    scores: list[Score] = []
-    for text in (one.fitted(lm, seq_len, cast(Bos | None, bos)) for one in texts):
-        scores += text.scores(lm, limit)
-        scores += text.agreement(lm, dense, limit) if dense is not None else ()
+    fitted = [one.fitted(lm, seq_len, cast(Bos | None, bos)) for one in texts]
+    scores = evaluate_texts(lm, fitted, dense=dense, limit=limit) if fitted else []
     if requests:
         scores += evaluate_tasks(lm, requests, data=data, limit=limit, seed=seed, batch_tokens=batch_tokens)
     return scores
@@ -295,7 +294,7 @@ def quality(
     n, length = sets[0].n_samples, sets[0].seq_len
 
     def own_samples() -> CalibrationSet:
-        spec = f"{OWN_SAMPLES}:batch_size={min(32, n)}"
+        spec = f"{OWN_SAMPLES}:batch_size={min(64, n)}"
         # other texts than those of a set `selfgen` with this seed, which would be compared with itself
         return build_calibration(spec, lm, n_samples=n, seq_len=length, seed=seed_for(seed, "own samples"))
 

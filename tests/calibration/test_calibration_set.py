@@ -135,6 +135,12 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert CalibrationSet.from_safetensors(folder / "calibration.safetensors").fingerprint == loaded.fingerprint
 
 
+def test_all_files_of_a_set_have_the_rights_of_new_files(tmp_path):
+    (tmp_path / "new").touch()
+    rights = (tmp_path / "new").stat().st_mode
+    assert {file.stat().st_mode for file in saved(tmp_path / "set", own()).iterdir()} == {rights}
+
+
 def test_the_same_set_again_is_fine_and_writes_nothing(tmp_path):
     folder = saved(tmp_path / "set")
     before = (folder / "manifest.json").stat().st_mtime_ns

@@ -139,6 +139,17 @@ def test_thirteen_shared_words_in_a_row_are_a_contamination(evals):
     assert kept(ContaminationFilter(evals=evals / "book.txt"), PROSE)[0] == [0]
 
 
+def test_items_that_are_too_short_to_be_found_are_counted_and_said(tmp_path, caplog):
+    file = tmp_path / "quiz.jsonl"
+    file.write_text("".join(json.dumps({"question": text}) + "\n" for text in (PROSE, "Who was it?", "a b c")))
+    of = ContaminationFilter(evals=file)
+    said = of.describe()
+    assert (said["items"], said["items_too_short_to_find"]) == ({"quiz": 3}, {"quiz": 2})
+    assert "fewer than 13 words cannot be found in calibration text: 2 of 3 of quiz" in caplog.text
+    assert kept(of, "Who was it?")[0] == [0]
+    assert ContaminationFilter(evals=file, overlap_words=3).describe()["items_too_short_to_find"] == {"quiz": 0}
+
+
 def test_evaluation_sets_of_one_name_are_told_apart_and_every_file_is_recorded(tmp_path):
     texts = {"mmlu/test": PROSE, "arc/test": OTHER, "more/mmlu/test": "a b c", "quiz": "d e f"}
     for name, text in texts.items():

@@ -252,7 +252,7 @@ BAD = {
     "selfgen:prompts=empty.jsonl": "empty",
     "selfgen:drop_highest=0.6:drop_lowest=0.6": "leave nothing",
     "selfgen:among=null": "their number is needed: add n_texts",
-    "selfgen:n_texts=1": "give only",
+    "selfgen:n_texts=1": r"n_texts=1 texts of 18 tokens at most cannot fill them: give n_texts=6",
     "selfgen:preset=studdy": "no preset 'studdy'; did you mean 'study'",
     "selfgen:engine=servr:url=http://x/v1": "has no option 'url'|no engine 'servr'; did you mean 'server'",
     "selfgen:engine=server": "needs a value for url",

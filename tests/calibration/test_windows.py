@@ -45,6 +45,11 @@ def test_packed_by_hand(tokenizer):
     assert got.document_ids == (("toy:0",), ("toy:1", "toy:2"), ("toy:2",))
 
 
+def test_the_name_of_a_special_token_in_a_text_is_text(tokenizer):
+    made = cut(documents("a</s><s>b"), tokenizer, seq_len=10)
+    assert made.input_ids.tolist() == [[BOS, *map(ord, "a</s><s>b")]]
+
+
 def test_packed_with_bos_at_every_window_by_hand(tokenizer):
     got = cut(("aa", "b", "cccc"), tokenizer, n_samples=3, bos="window")
     # the second begins with a BOS of its own; the third is given one, and so c c c are left for it

@@ -107,6 +107,7 @@ def test_the_longest_text_does_not_depend_on_the_prompts_beside_it():
     found = [ids_of(writer(lm, batch_size=size, **options)) for size in (1, 8)]
     assert found[0] == found[1]
     assert max(map(len, found[0])) <= 128
+    assert writer(lm, **options).describe()["max_new_tokens"] == 124  # what the context leaves, not what was asked for
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

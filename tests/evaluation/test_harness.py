@@ -179,7 +179,7 @@ def test_what_was_finished_is_read_and_what_was_interrupted_goes_on(small, share
     with caplog.at_level(logging.INFO):
         scores = scores_of(small, "piqa,winogrande", shared_data, tmp_path)
     assert measured == ["piqa", "winogrande", "winogrande"]
-    assert "1 of 2 tasks were finished before" in caplog.text
+    assert "tasks that were finished before: 1 of 2; read from" in caplog.text
     assert scores_of(small, "piqa,winogrande", shared_data, tmp_path) == scores
     # whatever can change a result makes it another one
     scores_of(small, "piqa", shared_data, tmp_path, limit=4)
@@ -246,41 +246,6 @@ def test_a_task_that_is_not_understood_says_why(tasks, message, tmp_path):
         load_tasks(parse_tasks(tasks), LocalRows(tmp_path))
 
 
-def write(folder: Path, name: str, *rows: object) -> None:
-    path = folder / "evals" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-
-
-PIQA = {"goal": "Open a door.", "sol1": "Push it.", "sol2": "Eat it.", "label": 0}
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (
-            (PIQA, {key: value for key, value in PIQA.items() if key != "sol2"}),
-            r"validation.jsonl, line 2: .*'sol2' is missing; there are: goal, sol1, label",
-        ),
-        ((PIQA, "\n", PIQA | {"label": "0"}), "line 3: the field 'label' is a str, a int is needed"),
-        ((PIQA, "{oh\n"), "line 2: no JSON"),
-        (([1],), "line 1: a row is a JSON object, found list"),
-        ((), "needs the rows of its validation split in .*, and there are none; check --data"),
-    ],
-)  # fmt: skip
-def test_a_row_that_lacks_something_is_named_by_file_line_and_field(rows, message, tmp_path):
-    write(tmp_path, "piqa/validation.jsonl", *rows)
-    with pytest.raises(CorpusError, match=message):
-        load_tasks(parse_tasks("piqa"), LocalRows(tmp_path))
-
-
-def test_examples_need_rows_of_their_own(tmp_path):
-    write(tmp_path, "piqa/validation.jsonl", PIQA)
-    with pytest.raises(CorpusError, match=r"train split in .*num_fewshot=0 needs none"):
-        load_tasks(parse_tasks("piqa:num_fewshot=2"), LocalRows(tmp_path))
-    assert load_tasks(parse_tasks("piqa"), LocalRows(tmp_path))[0].tasks["piqa"].eval_docs[0]["sol2"] == "Eat it."
-
-
 def test_without_a_folder_and_without_the_hub_the_way_out_is_named(monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     with pytest.raises(CorpusError, match=r"'piqa' cannot be read: .*--data DIR"):
@@ -306,10 +271,12 @@ def test_requests_longer_than_the_context_are_cut_as_the_harness_does_and_counte
     config = LlamaConfig(**{**small.model.config.to_dict(), "max_position_embeddings": 64})
     torch.manual_seed(0)
     short = LanguageModel(LlamaForCausalLM(config).float().eval(), small.tokenizer, {"name": "short"})
-    with caplog.at_level(logging.WARNING):
-        [score] = scores_of(short, "boolq", shared_data, tmp_path, limit=4)
-    assert score.protocol["cut"] > 0
-    assert "longer than the model's context of 64 tokens" in caplog.text
+    for _ in ("measured", "read"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            [score] = scores_of(short, "boolq", shared_data, tmp_path, limit=4)
+        assert score.protocol["cut"] > 0
+        assert f"context of 64 tokens, and cut on the left: {score.protocol['cut']} of 8 requests" in caplog.text
     check_against_hflm(short, prepared("boolq", shared_data, limit=4))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from math import exp, inf, isclose, log, nan
 
 import numpy as np
@@ -101,6 +102,64 @@ def test_items_that_are_neither_right_nor_wrong_go_to_the_bootstrap():
     assert (found.scale, found.verdict, found.discordant) == ("value", "better", None)
     assert "bootstrap" in found.difference.method
     assert isclose(found.change, 1.0)
+
+
+def test_what_happens_to_be_zero_or_one_is_not_right_or_wrong():
+    kl, top1 = (
+        [score(items, metric=metric, dataset="wikitext2", windows=30) for items in pair]
+        for metric, pair in {
+            "KL divergence": ([0.0] * 30, [0.0] * 30),
+            "top-1 agreement": (RIGHT[:30], RIGHT[30:60]),
+        }.items()
+    )
+    for pair in (kl, top1):
+        [found] = compare(models(*pair))
+        assert found.discordant is None
+        assert "5 blocks of 6 neighbouring windows" in found.test
+    [equal] = compare(models(*kl))
+    assert (equal.verdict, equal.p_value, equal.interval) == ("no difference shown", 1.0, (0.0, 0.0))
+    [right] = compare(models(*[score(RIGHT, metric="exact_match (strict-match)")] * 2))
+    assert right.test.startswith("McNemar")
+
+
+def test_windows_of_one_text_are_compared_by_blocks_of_neighbours():
+    # ten runs of six windows that differ alike: ten numbers, not sixty
+    drift = np.repeat(np.random.default_rng(3).normal(0.0, 0.02, 10), 6)
+    losses = RNG.normal(3.0, 0.5, 60)
+    [alone] = compare(models(perplexity(losses), perplexity(losses + drift)))
+    [blocks] = compare(models(perplexity(losses, windows=60), perplexity(losses + drift, windows=60)))
+    assert blocks.difference.value == pytest.approx(alone.difference.value)
+    widths = [one.difference.high - one.difference.low for one in (alone, blocks)]
+    assert widths[1] > 1.8 * widths[0]
+    # by hand: 7 blocks, of 8 and 9 windows
+    ends = [60 * i // 7 for i in range(8)]
+    sums = [(drift - drift.mean())[a:b].sum() for a, b in pairwise(ends)]
+    error = np.sqrt(7 / 6 * np.square(sums).sum()) / 60
+    assert widths[1] == pytest.approx(2 * 2.4469 * error, rel=1e-4)
+    assert blocks.p_value > alone.p_value
+    [few] = compare(models(perplexity(losses[:24], windows=24), perplexity(losses[:24] + drift[:24], windows=24)))
+    assert few.test.endswith("windows taken for independent, for there are fewer than 25")
+
+
+def test_windows_that_drift_are_called_different_no_more_often_than_stated():
+    different = 0
+    for run in range(200):
+        rng = np.random.default_rng(run)
+        noise = np.convolve(rng.normal(0, 0.05, 103), np.ones(4) / 4, mode="valid")
+        pair = perplexity([3.0] * 100, windows=100), perplexity(3.0 + noise, windows=100)
+        different += compare(models(*pair))[0].verdict != "no difference shown"
+    # 5%, and a little more for what blocks of ten leave of the drift; taken for independent it is a third of the runs
+    assert different <= 200 * 0.1
+
+
+def test_a_mean_of_perplexities_changes_in_percent():
+    items = np.exp(LOSSES)
+    metric = {"metric": "mean perplexity of texts", "dataset": "alpaca", "higher": False}
+    [found] = compare(models(score(items, **metric), score(1.2 * items, **metric)))
+    assert (found.scale, found.verdict) == ("share", "worse")
+    assert found.change == pytest.approx(0.2)
+    assert found.interval[0] < 0.2 < found.interval[1]
+    assert found.difference.value == pytest.approx(0.2 * items.mean())
 
 
 def test_one_item_shows_nothing():

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from calibrune.errors import ConfigError, CorpusError
+from calibrune.errors import ConfigError, CorpusError, ModelError
 from calibrune.evaluation.averages import of_neighbours
 from calibrune.evaluation.perplexity import TextLosses, TextPerplexity, WindowPerplexity
 from calibrune.lm.loading import LanguageModel
@@ -230,10 +230,16 @@ def test_the_record_changes_with_the_text_and_with_every_setting():
     ("protocol", "texts", "limit", "error", "message"),
     [
         (WindowPerplexity(seq_len=33), TEXTS, None, ConfigError, "33 tokens.*context of 32; use seq_len=32 or less"),
-        (WindowPerplexity(seq_len=16), ["short"], None, CorpusError, "have 5 tokens.*takes 16.*smaller seq_len"),
-        (WindowPerplexity(seq_len=16), [], None, CorpusError, "have 0 tokens"),
+        (WindowPerplexity(seq_len=16), ["short"], None, CorpusError, "takes 16 tokens, .* come to 5;.*smaller seq_len"),
+        (WindowPerplexity(seq_len=16), [], None, CorpusError, "come to 0"),
         (WindowPerplexity(seq_len=16), TEXTS, 0, ConfigError, "limit must be at least 1, got 0"),
-        (TextPerplexity(), ["", "a"], None, CorpusError, "none of the 2 texts"),
+        (
+            TextPerplexity(),
+            ["", "a"],
+            None,
+            CorpusError,
+            r"needs a text of two tokens or more, and there is none \(texts: 2\)",
+        ),
         (TextPerplexity(), TEXTS, -1, ConfigError, "limit must be at least 1, got -1"),
     ],
 )
@@ -252,3 +258,18 @@ def test_settings_are_checked_when_made():
         WindowPerplexity(seq_len=1)
     with pytest.raises(ConfigError, match="average"):
         TextPerplexity(average="median")
+
+
+@pytest.mark.parametrize("protocol", [WindowPerplexity(seq_len=8), TextPerplexity()], ids=lambda one: one.name)
+def test_a_tokenizer_that_does_not_fit_the_model_is_an_error(protocol):
+    lm = tiny_lm()
+    lm.model.resize_token_embeddings(40)
+    with pytest.raises(ModelError, match=r"tokenizer does not fit the model: it made token \d+, .* knows 40; load"):
+        protocol.score(lm, TEXTS)
+
+
+def test_a_bos_that_the_model_does_not_know_does_not_fit_either():
+    lm = tiny_lm()
+    lm.tokenizer.add_special_tokens({"bos_token": "<new>"})
+    with pytest.raises(ModelError, match="it made token 257, and the model knows 257"):
+        WindowPerplexity(seq_len=8, bos="window").score(lm, TEXTS)

@@ -85,6 +85,7 @@ def test_any_file_of_texts_will_do(tmp_path):
         ("wikitext", r"no evaluation text 'wikitext'.*did you mean 'wikitext2'"),
         ("", "no evaluation text ''"),
         ("python-docs:protocol=harness-words", "no protocol 'harness-words'; did you mean 'harness-word'"),
+        ("python-docs:protocol=pruning-papers", "did you mean 'pruning-papers-2048' or 'pruning-papers-4096'?"),
         ("python-docs:protocol=2048", "no protocol '2048'; choose one of: harness-word, pruning-papers-2048"),
         ("python-docs:strid=4", "'python-docs' has no option 'strid'; did you mean 'stride'"),
         ("python-docs:average=exp_of_mean_loss", "has no option 'average'"),
@@ -124,9 +125,11 @@ def test_a_preset_is_what_its_name_says_whatever_else_is_asked_for(tmp_path):
     assert papers.source["preset"] == "pruning-papers-2048"
     assert plain.fitted(lm, 64, "window").protocol == WindowPerplexity(seq_len=64, join=" ", bos="window")
     assert plain.fitted(lm).protocol.seq_len == 128  # the model's context
+    says = r"pruning-papers-2048 measures windows of 2,048 tokens, .* context has 128; use protocol=windows:seq_len=128"
+    with pytest.raises(ConfigError, match=says):
+        papers.fitted(lm)
+    lm.model.config.max_position_embeddings = 2048
     assert papers.fitted(lm, 64, "window").protocol == papers.protocol
-    with pytest.raises(ConfigError, match="2048 tokens do not fit in the model's context of 128"):
-        papers.fitted(lm).scores(lm)
 
 
 def test_the_first_records_alone_and_the_smaller_limit(tmp_path):

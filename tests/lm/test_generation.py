@@ -87,6 +87,27 @@ def test_what_a_text_is_does_not_depend_on_the_batch(kind):
     assert len({text.token_ids for text in together}) == len(PROMPTS)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_row_that_is_done_goes_to_the_next_text(kind, at_once):
+    model = tiny_model(kind)
+    prompts, seeds = PROMPTS + [prompt[::-1] for prompt in PROMPTS], [*SEEDS, *range(5)]
+    free = generate(model, prompts, seeds, max_new_tokens=24, pad_id=1)
+    # tokens that come up early in some of the texts, so that rows become free at different steps
+    ends = tuple({text.token_ids[text.prompt_length + 2 + i] for i, text in enumerate(free[::3])})
+    options = {"max_new_tokens": 24, "end_ids": ends, "pad_id": 1}
+    alone = [generate(model, [prompt], [seed], **options)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert len({len(text.log_probs) for text in alone}) > 2
+    side_by_side = generate(model, prompts, seeds, at_once=at_once, **options)
+    for text, expected in zip(side_by_side, alone, strict=True):
+        assert (text.token_ids, text.finished) == (expected.token_ids, expected.finished)
+        torch.testing.assert_close(torch.tensor(text.log_probs), torch.tensor(expected.log_probs), rtol=1e-4, atol=1e-4)
+
+
+def test_no_new_tokens_are_no_text():
+    assert generate(tiny_model(), PROMPTS, SEEDS, max_new_tokens=0)[0] == GeneratedText((2, 3), 2, (), False)
+
+
 def test_another_seed_writes_another_text():
     model = tiny_model()
     first, second = generate(model, [[2, 3]] * 2, [1, 2], max_new_tokens=20)

@@ -76,7 +76,7 @@ def test_a_number_of_each_unit_is_written_in_it():
     [accuracy, _, perplexity, mean, broken] = comparisons_table(compare(MODELS[::2])).cells
     assert accuracy[4] == "-0.3"
     assert perplexity[4] == "+35%"  # exp(0.3) - 1
-    assert mean[4] == "+0.3"
+    assert mean[4] == "+12.1%"  # 0.3 of 2.4875
     assert broken[2:7] == ["–", "–", "–", "–", "–"]
 
 
@@ -86,3 +86,18 @@ def test_the_page_of_one_model_draws_its_accuracies():
     assert "Scores of every task" in picture.alt
     assert page.title == "Scores of dense"
     assert page.footer == "calibrune 0"
+
+
+def test_windows_that_are_too_few_for_blocks_are_said_under_the_table():
+    losses = 2.0 + np.arange(24) / 40
+
+    def said(n):
+        one = score("perplexity", losses[:n], value=float(np.exp(losses[:n].mean())), higher=False, windows=n)
+        both = [Evaluation("A", (one,)), Evaluation("B", (one,))]
+        return " ".join(comparison_text(both, compare(both)).split())
+
+    few = "Of mmlu perplexity: windows taken for independent, for there are fewer than 25, and so the intervals may be"
+    assert few in said(24)
+    losses = np.tile(losses, 2)
+    assert "fewer than 25" not in said(30)
+    assert "p (Holm)" in said(30)

@@ -24,6 +24,9 @@ from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.settings import settings
 
+ADDED_TOKENS = 4
+"""At most so many tokens do windows put around a text."""
+
 
 @settings
 class CalibrationRecipe:
@@ -75,6 +78,7 @@ def build(
         context_length: of the model: longer samples are an error, before anything is read. None: not known.
 
     Raises:
+        ConfigError: the texts that a model may write cannot be enough.
         CalibrationError: the corpus cannot give this set, or the model cannot read it.
         CorpusError: the corpus cannot be read.
     """
@@ -209,23 +213,34 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, windows: Windows, cut: C
 
 
 def _planned(recipe: CalibrationRecipe) -> CalibrationRecipe:
-    """The recipe, in which corpora that are still to be written know how much of them will be read."""
+    """The recipe, in which corpora that are still to be written know how much of them will be read.
+
+    Raises:
+        ConfigError: the texts that are allowed cannot be enough.
+    """
     if not isinstance(recipe.corpus, Mixture):
-        return replace(recipe, corpus=_expecting(recipe.corpus, recipe.filters, recipe.n_samples * recipe.seq_len))
+        return replace(recipe, corpus=_expecting(recipe.corpus, recipe.filters, recipe.n_samples, recipe))
     turns = recipe.corpus.turns(recipe.n_samples)
     parts = (
-        replace(
-            part,
-            corpus=_expecting(part.corpus, (*part.filters, *recipe.filters), turns.count(i) * recipe.seq_len),
-        )
+        replace(part, corpus=_expecting(part.corpus, (*part.filters, *recipe.filters), turns.count(i), recipe))
         for i, part in enumerate(recipe.corpus.parts)
     )
     return replace(recipe, corpus=Mixture(parts=tuple(parts)))
 
 
-def _expecting(corpus: Corpus, filters: Sequence[Filter], tokens: int) -> Corpus:
+def _expecting(corpus: Corpus, filters: Sequence[Filter], n_samples: int, recipe: CalibrationRecipe) -> Corpus:
     if not isinstance(corpus, SelfGeneration):
         return corpus
+    tokens = n_samples * recipe.seq_len
+    if corpus.n_texts is not None:
+        # a sample of its own for each text needs texts; all else needs tokens, a few of which windows may add
+        each = recipe.seq_len if recipe.windows.policy == "one_per_document" else corpus.longest_text + ADDED_TOKENS
+        if corpus.n_texts * each < tokens:
+            raise ConfigError(
+                f"{n_samples} samples of {recipe.seq_len:,} tokens were asked for, and n_texts={corpus.n_texts} texts "
+                f"of {corpus.longest_text:,} tokens at most cannot fill them: give n_texts={-(-tokens // each)} or "
+                f"more, a larger max_new_tokens, or leave n_texts out"
+            )
     kept, group = 1.0, 1
     for one in filters:
         if isinstance(one, PerplexityFilter):

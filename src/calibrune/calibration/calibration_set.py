@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrune.calibration.mixture import turns_of
 from calibrune.durable import is_running
 from calibrune.errors import CalibrationError, OutputError
+from calibrune.lm.loading import make_readable
 
 if TYPE_CHECKING:
     from calibrune.calibration.build import CalibrationRecipe
@@ -213,6 +214,7 @@ class CalibrationSet:
             (partial / MANIFEST_FILE).write_text(
                 json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )
+            make_readable(partial)
             if folder.exists():
                 folder.rmdir()
             partial.rename(folder)

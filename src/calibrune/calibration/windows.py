@@ -137,9 +137,10 @@ class Placed(NamedTuple):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text of any length, without special tokens around it."""
+    """The tokens of a text of any length, without special tokens around it; one whose name is in the text is text."""
     # verbose=False: longer than the model's context is as it should be here
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    asked = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    return list(tokenizer(text, **asked)["input_ids"])
 
 
 def cut_windows(

@@ -273,13 +273,18 @@ calibrune list methods
 calibrune list sources --json
 """)
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, allocators, sources, texts, or models.")],
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="WHAT", help="methods, allocators, sources, texts, protocols, tasks, or models."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List what there is to choose from, and its settings."""
     from calibrune import choices
     from calibrune.report import terminal
 
+    if what is None:
+        return _print_json(choices.LISTS) if as_json else typer.echo("\n".join(choices.LISTS))
     entries = choices.known(what)
     if as_json:
         return _print_json(entries)

@@ -1,5 +1,6 @@
 """The verbs of `study`: a grid of calibration and pruning choices, run, resumed, and looked at."""
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,13 +63,14 @@ def run(
 ) -> None:
     """Do the runs of a plan that are not done yet; killed, the same command goes on where it was."""
     from calibrune.study.estimate import outlook
+    from calibrune.study.judgement import outlook_text
     from calibrune.study.reading import read_plan
     from calibrune.study.runner import run_study
 
     read = read_plan(plan, settings or ())
     if dry_run:
         read.check(data)
-        found = outlook(read)
+        found = outlook(read) | {"seeds": outlook_text(read)}
         return _print_json(found) if as_json else typer.echo(_outlook_text(found))
     executor = _executor(ray, per_run, data, device)
     found = run_study(read, _folder(read, out), data=data, device=device, retry_failed=retry_failed, executor=executor)
@@ -94,18 +96,67 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say what of a study is done, running, failed and left."""
+    from calibrune.study.runner import status
+
+    found = status(*_opened(plan, out))
+    return _print_json(found) if as_json else typer.echo(_status_text(found))
+
+
+@command(
+    """
+calibrune study report studies/quickstart
+calibrune study report studies/quickstart --page quickstart.html
+calibrune study report studies/quickstart --format latex > tables.tex
+""",
+    group=study,
+)
+def report(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, or the folder of the study.")],
+    out: Place = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page alone, here.  [default: report/ in the study's folder]"),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="md|csv|latex", help="Print the tables in this form, and write nothing.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a study, finished or not, and write its page with tables and pictures beside it."""
+    from calibrune.errors import ConfigError
+    from calibrune.report.study import headlines, tables_text, write_report
+    from calibrune.study.judgement import judge
+    from calibrune.study.scores import read_scores
+
+    if format not in (None, "md", "csv", "latex"):
+        raise ConfigError(f"--format cannot be {format!r}: choose md, csv or latex")
+    read, results = _opened(plan, out)
+    scores = read_scores(read, results)
+    if not scores.rows:
+        raise ConfigError(f"no run of the study in {str(results.folder)!r} is done: `calibrune study run` begins it")
+    found = judge(scores)
+    if format is not None:
+        return typer.echo(tables_text(found, format), nl=False)
+    name = read.name
+    again = f"calibrune study run {name}.yaml --data DIR --out {name}\ncalibrune study report {name}"
+    where = write_report(found, results, page=page, command=again)
+    said = [one.text for one in headlines(found)]
+    if as_json:
+        return _print_json({"study": name, "page": str(where), "headlines": said})
+    return typer.echo("\n".join([*said, f"the page: {where}"]))
+
+
+def _opened(plan: Path, out: Path | None) -> tuple[Any, Any]:
+    """A study's plan (of its own folder, with all that was said on the command line, if there is one); its results."""
     from calibrune.errors import ConfigError
     from calibrune.study.reading import read_plan
     from calibrune.study.results import Results
-    from calibrune.study.runner import PLAN, status
+    from calibrune.study.runner import PLAN
 
-    folder = plan if plan.is_dir() else None
-    if folder is not None and not (folder / PLAN).is_file():
-        raise ConfigError(f"the folder {str(folder)!r} holds no study (there is no {PLAN} in it); name a plan")
-    # in the study's own folder is the plan with all that was said on the command line
-    own = (folder or _folder(read_plan(plan), out)) / PLAN
-    found = status(read_plan(own if own.is_file() else plan), Results(own.parent))
-    return _print_json(found) if as_json else typer.echo(_status_text(found))
+    own = (plan if plan.is_dir() else _folder(read_plan(plan), out)) / PLAN
+    if plan.is_dir() and not own.is_file():
+        raise ConfigError(f"the folder {str(plan)!r} holds no study (there is no {PLAN} in it); name a plan")
+    return read_plan(own if own.is_file() else plan), Results(own.parent)
 
 
 def _executor(ray: str | None, per_run: str, data: Path | None, device: str) -> Any:
@@ -133,6 +184,7 @@ def _outlook_text(found: dict[str, Any]) -> str:
         f"memory:  {memory}",
         f"disk:    {estimate['disk_bytes'] / 1e6:,.0f} MB, without the models",
         f"({estimate['basis']})",
+        *textwrap.wrap(found["seeds"], 110),
     ]
     return "\n".join(lines)
 

@@ -49,8 +49,8 @@ class SelfGeneration:
     chat: Chat = Chat()
     """What a chat is like, for `prompts="chat"`."""
     engine: Engine = Transformers()
-    batch_size: Annotated[int, Ge(1)] = 32
-    """Texts written side by side; changes the texts by rounding only. Of no account for a server."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Texts that are written, and kept, together; changes the texts by rounding only. Of no account for a server."""
     n_texts: Annotated[int, Ge(1)] | None = None
     """Stop after so many texts; None: as many as are read. Fewer are the first of more, up to rounding."""
     seed: int = 0
@@ -78,7 +78,7 @@ class SelfGeneration:
             "prompts": self.prompts.describe() if isinstance(self.prompts, Corpus) else self.prompts,
             "prefix_tokens": self.prefix_tokens if from_corpus else None,
             "sampling": asdict(self.sampling),
-            "max_new_tokens": self.max_new_tokens,
+            "max_new_tokens": self.max_new_tokens if from_chat else self._legs()[0].room,
             "batch_size": self.batch_size if session.in_flight is None else None,
             "n_texts": self.n_texts,
             "end_token_ids": list(self._end_ids),
@@ -125,6 +125,16 @@ class SelfGeneration:
                 yield Document(words, request.id, ids, text.perplexity, framed=self.prompts == "chat")
 
     @property
+    def longest_text(self) -> int:
+        """Tokens of the longest text that can come of these settings, its prompt included."""
+        prompt = len(Frame.of(self.model, self.chat).opening) if self.prompts == "chat" else self._longest_prompt
+        return prompt + sum(leg.room + len(leg.then) for leg in self._legs())
+
+    @property
+    def _longest_prompt(self) -> int:
+        return len(_beginning(self.model)) + (self.prefix_tokens if isinstance(self.prompts, Corpus) else 1)
+
+    @property
     def _weights(self) -> str:
         # a model can be pruned between two uses of these settings, but not within what was planned
         return weights_fingerprint(self.model.model) if self.reader is None else self._weights_of_plan
@@ -143,7 +153,7 @@ class SelfGeneration:
         if self.prompts == "chat":
             frame = Frame.of(self.model, self.chat)
             return frame.legs(self.chat, max_new_tokens=self.max_new_tokens, end_ids=self._end_ids, context=context)
-        longest = len(_beginning(self.model)) + (self.prefix_tokens if isinstance(self.prompts, Corpus) else 1)
+        longest = self._longest_prompt
         if context is not None and longest >= context:
             raise CorpusError(
                 f"prompts of {longest} tokens leave no room in the model's context of {context}; "
@@ -192,7 +202,7 @@ class SelfGeneration:
     def _tokens(self, document: Document) -> list[int]:
         # a document's first k tokens lie in its first characters; a whole book need not be tokenized for them
         text = document.text[: 64 * self.prefix_tokens]
-        ids: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self.model.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids[: self.prefix_tokens]
 
 

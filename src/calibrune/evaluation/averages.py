@@ -48,6 +48,8 @@ class StandardError:
     """None where there is too little to tell."""
     how: str
     """For the record, in a few words."""
+    blocks: int | None = None
+    """Of neighbours, whose means it is made of; None where it is made of the items."""
 
 
 def of_independent(deviations: list[float], what: str) -> StandardError:
@@ -77,4 +79,4 @@ def of_neighbours(deviations: list[float], what: str) -> StandardError:
         return StandardError(None, how)
     centre = mean(deviations)
     sums = [sum(deviations[start:end]) - (end - start) * centre for start, end in pairwise(ends)]
-    return StandardError(sqrt(n_blocks / (n_blocks - 1) * sum(one**2 for one in sums)) / n, how)
+    return StandardError(sqrt(n_blocks / (n_blocks - 1) * sum(one**2 for one in sums)) / n, how, n_blocks)

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from calibrune import __version__
-from calibrune.calibration.tokenizers import describe_tokenizer
-from calibrune.durable import keeping, write_whole
 from calibrune.errors import ConfigError
-from calibrune.evaluation.finished import finished_folder, read_finished
+from calibrune.evaluation.finished import describe_model, finished_folder, finished_key, read_finished, write_finished
 from calibrune.evaluation.local_rows import LocalRows, local_set
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.task_scores import TaskItems, group_scores, study_averages, task_scores
 from calibrune.evaluation.tasks import LoadedTasks, TaskRequest, harness_version, load_tasks, quiet_harness
 from calibrune.lm.continuations import BATCH_TOKENS
-from calibrune.lm.loading import LanguageModel, weights_fingerprint
+from calibrune.lm.loading import LanguageModel
 from calibrune.progress import progress_bar, track
 from calibrune.seeds import rank_of, seed_for
 
@@ -62,7 +60,7 @@ def evaluate_tasks(
     loaded = load_tasks(requests, rows)
     folder = finished_folder() if finished is None else finished
     asked = [(one, name, task) for one in loaded for name, task in one.tasks.items()]
-    model = _describe(lm)
+    model = describe_model(lm)
     runs = [prepare_task(name, task, model, limit, seed, rows) for _, name, task in track(asked, "preparing tasks")]
     found = _run(runs, lm, batch_tokens, folder)
     scores: list[Score] = []
@@ -88,20 +86,6 @@ class PreparedTask:
     """Hash of all that can change its result."""
     protocol: dict[str, Any]
     instances: list[Any]
-
-
-def _describe(lm: LanguageModel) -> dict[str, Any]:
-    """What of a model can change a result: weights, configuration, tokenizer, number format."""
-    config = {key: value for key, value in lm.model.config.to_dict().items() if key not in _NO_MATTER}
-    return {
-        "weights": weights_fingerprint(lm.model),
-        "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
-        "tokenizer": describe_tokenizer(lm.tokenizer),
-        "dtype": str(lm.model.dtype).removeprefix("torch."),
-    }
-
-
-_NO_MATTER = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 def prepare_task(
@@ -133,8 +117,7 @@ def prepare_task(
     }
     # where the rows lie does not matter: what they say is in the requests
     asked = protocol | {"source": None, "model": model, "calibrune": __version__}
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    return PreparedTask(name, task, key, protocol, instances)
+    return PreparedTask(name, task, finished_key(asked), protocol, instances)
 
 
 def subset(task: str, n: int, limit: int, seed: int) -> list[int]:
@@ -157,12 +140,14 @@ def _source(task: Any, rows: LocalRows | None) -> dict[str, Any]:
 
 def _run(runs: Sequence[PreparedTask], lm: LanguageModel, batch_tokens: int, folder: Path) -> list[TaskItems]:
     """The items of every task: read where it was finished before, else measured and written down."""
+    from lm_eval.models.utils import resolve_max_length
+
     from calibrune.evaluation.language_model import SharedContextLM
 
-    records = {run.key: read_finished(folder, run.key) for run in runs}
+    records: dict[str, dict[str, Any] | None] = {run.key: read_finished(folder, run.key) for run in runs}
     waiting = {run.key: run for run in runs if records[run.key] is None}
     if read := sum(records[run.key] is not None for run in runs):
-        log.info("%d of %d tasks were finished before; they are read from %s", read, len(runs), folder)
+        log.info("tasks that were finished before: %d of %d; read from %s", read, len(runs), folder)
     if waiting:
         model = SharedContextLM(lm, batch_tokens=batch_tokens)
         with progress_bar(
@@ -173,20 +158,21 @@ def _run(runs: Sequence[PreparedTask], lm: LanguageModel, batch_tokens: int, fol
                 bar.set_description(run.name)
                 before = model.cut
                 items = _measure(run, model)
-                record: dict[str, Any] = {"key": key, "task": run.name, "cut": model.cut - before, "items": items}
-                with keeping(f"the results of {run.name}", folder):
-                    write_whole(folder / f"{key}.json", json.dumps(record, default=str).encode())
+                record = {"task": run.name, "cut": model.cut - before, "items": items}
+                write_finished(folder, key, run.name, record)
                 records[key] = record
-        if model.cut:
-            log.warning(
-                "%d of %d requests are longer than the model's context of %d tokens; they were cut on the left",
-                model.cut, sum(len(run.instances) for run in waiting.values()), model.max_length,
-            )  # fmt: skip
-    return [
-        TaskItems(run.name, run.task, _tupled(found["items"]), run.protocol | {"cut": found["cut"]})
+    found = [
+        TaskItems(run.name, run.task, _tupled(one["items"]), run.protocol | {"cut": one["cut"]})
         for run in runs
-        if (found := records[run.key]) is not None
+        if (one := records[run.key]) is not None
     ]
+    if cut := sum(items.protocol["cut"] for items in found):
+        n = sum(len(run.instances) for run in runs)
+        context = resolve_max_length(lm.model.config, lm.tokenizer)
+        log.warning(
+            "longer than the model's context of %d tokens, and cut on the left: %d of %d requests", context, cut, n
+        )
+    return found
 
 
 def _measure(run: PreparedTask, model: Any) -> dict[str, list[Any]]:

@@ -84,13 +84,7 @@ class SharedContextLM(TemplateLM):  # type: ignore[misc]
             first = self._bos_or_eos()
             add_special_tokens = first is None or not has_bos_prefix(string, self.tokenizer.decode(first))
         # verbose=False: a text longer than the context is cut here, so its length is nothing to warn of
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
-        if ids and max(ids) >= self._lm.vocab_size:
-            raise ModelError(
-                f"the tokenizer does not fit the model: it made token {max(ids)}, and the model knows "
-                f"{self._lm.vocab_size:,}; load the model with its own tokenizer"
-            )
-        return ids
+        return self._lm.known(self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """log p(continuation | context) of each request, and whether greedy decoding would write it."""

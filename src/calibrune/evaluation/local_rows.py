@@ -12,6 +12,7 @@ from typing import Any
 
 from calibrune.corpora.unpacking import unpacked
 from calibrune.errors import CorpusError
+from calibrune.evaluation import row_checks
 from calibrune.lm.loading import sha256_of
 
 ENDINGS = (".jsonl.gz", ".jsonl.zst", ".jsonl")
@@ -27,21 +28,31 @@ class LocalSet:
     """What the harness reads of a row, and of which type."""
     subset_field: str | None = None
     """The field that tells the subsets apart, where one file has them all."""
+    check: row_checks.Check = lambda row: iter(())
+    """What else is wrong with a row whose fields are there."""
 
 
 _ARC = {"question": str, "choices": dict, "answerKey": str}
 
 LOCAL_SETS: dict[tuple[str, str | None], LocalSet] = {
-    ("aps/super_glue", "boolq"): LocalSet("boolq", {"passage": str, "question": str, "label": int}),
-    ("baber/piqa", None): LocalSet("piqa", {"goal": str, "sol1": str, "sol2": str, "label": int}),
+    ("aps/super_glue", "boolq"): LocalSet(
+        "boolq", {"passage": str, "question": str, "label": int}, check=row_checks.boolq
+    ),
+    ("baber/piqa", None): LocalSet(
+        "piqa", {"goal": str, "sol1": str, "sol2": str, "label": int}, check=row_checks.piqa
+    ),
     ("Rowan/hellaswag", None): LocalSet(
-        "hellaswag", {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)}
+        "hellaswag",
+        {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)},
+        check=row_checks.hellaswag,
     ),
     ("allenai/winogrande", "winogrande_xl"): LocalSet(
-        "winogrande", {"sentence": str, "option1": str, "option2": str, "answer": str}
+        "winogrande",
+        {"sentence": str, "option1": str, "option2": str, "answer": str},
+        check=row_checks.winogrande,
     ),
-    ("allenai/ai2_arc", "ARC-Easy"): LocalSet("arc_easy", _ARC),
-    ("allenai/ai2_arc", "ARC-Challenge"): LocalSet("arc_challenge", _ARC),
+    ("allenai/ai2_arc", "ARC-Easy"): LocalSet("arc_easy", _ARC, check=row_checks.arc),
+    ("allenai/ai2_arc", "ARC-Challenge"): LocalSet("arc_challenge", _ARC, check=row_checks.arc),
 }
 """By dataset and subset; MMLU, whose subsets are many, is in `local_set`."""
 
@@ -53,7 +64,8 @@ def local_set(dataset: str, subset: str | None) -> LocalSet:
     'EleutherAI--lambada_openai--default'
     """
     if dataset == "cais/mmlu":
-        return LocalSet("mmlu", {"question": str, "choices": list, "answer": int, "subject": str}, "subject")
+        fields = {"question": str, "choices": list, "answer": int, "subject": str}
+        return LocalSet("mmlu", fields, "subject", row_checks.mmlu)
     unknown = LocalSet("--".join([*dataset.split("/"), *([subset] if subset else [])]))
     return LOCAL_SETS.get((dataset, subset), unknown)
 
@@ -71,10 +83,11 @@ class LocalRows:
         """The rows of a split; None where there is no file for it.
 
         Raises:
-            CorpusError: a row cannot be read, lacks a field, or has one of another type.
+            CorpusError: a row cannot be read, lacks a field, or has one of another type, or with a value that the
+                task has no meaning for (`row_checks`).
         """
         where = local_set(dataset, subset)
-        path = next(filter(Path.is_file, self.places(where, split)), None)
+        path = self.find(where, split)
         if path is None:
             return None
         if path not in self._rows:
@@ -83,10 +96,14 @@ class LocalRows:
         rows = self._rows[path]
         return [row for row in rows if row[where.subset_field] == subset] if where.subset_field else rows
 
-    def places(self, where: LocalSet, split: str) -> list[Path]:
-        """Where the file of a split is looked for, in this order."""
-        folders = (self.data / "evals" / where.folder, self.data / where.folder)
-        return [folder / f"{split}{ending}" for folder in folders for ending in ENDINGS]
+    def find(self, where: LocalSet, split: str) -> Path | None:
+        """The file of a split; None where there is none."""
+        places = (folder / f"{split}{ending}" for folder in self.folders(where) for ending in ENDINGS)
+        return next(filter(Path.is_file, places), None)
+
+    def folders(self, where: LocalSet) -> tuple[Path, Path]:
+        """Where the files of a set are looked for, in this order."""
+        return self.data / "evals" / where.folder, self.data / where.folder
 
 
 def _read(path: Path, where: LocalSet) -> Iterator[dict[str, Any]]:
@@ -100,15 +117,19 @@ def _read(path: Path, where: LocalSet) -> Iterator[dict[str, Any]]:
                 raise CorpusError(f"{path}, line {number}: no JSON ({error}); each line is one row") from None
             if not isinstance(row, dict):
                 raise CorpusError(f"{path}, line {number}: a row is a JSON object, found {type(row).__name__}")
-            for name, kinds in where.fields.items():
-                if name not in row:
-                    raise CorpusError(f"{path}, line {number}: the field {name!r} is missing; there are: {_names(row)}")
-                if not isinstance(row[name], kinds):
-                    raise CorpusError(
-                        f"{path}, line {number}: the field {name!r} is a {type(row[name]).__name__}, "
-                        f"a {_kind(kinds)} is needed"
-                    )
+            if wrong := next(_wrong(row, where), None):
+                raise CorpusError(f"{path}, line {number}: {wrong}")
             yield row
+
+
+def _wrong(row: dict[str, Any], where: LocalSet) -> Iterator[str]:
+    for name, kinds in where.fields.items():
+        if name not in row:
+            yield f"the field {name!r} is missing; there are: {_names(row)}"
+        # to Python True is a number, and to the harness it would be choice 1
+        elif not isinstance(row[name], kinds) or isinstance(row[name], bool):
+            yield f"the field {name!r} is a {type(row[name]).__name__}, a {_kind(kinds)} is needed"
+    yield from where.check(row)
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -12,11 +12,20 @@ from statistics import mean
 from typing import Any, Literal, cast
 
 from calibrune.errors import ConfigError
+from calibrune.evaluation.averages import MIN_BLOCKS, of_neighbours
+from calibrune.evaluation.perplexity import MEAN_PERPLEXITY
 from calibrune.evaluation.score import Score
-from calibrune.uncertainty import CONFIDENCE, Estimate, holm, mcnemar, paired_bootstrap, sign_flip_test
+from calibrune.uncertainty import CONFIDENCE, Estimate, holm, mcnemar, paired_bootstrap, sign_flip_test, t_of_mean
 
-Scale = Literal["value", "logarithm"]
+Scale = Literal["value", "logarithm", "share"]
 Verdict = Literal["better", "worse", "no difference shown", "not compared"]
+
+RIGHT_OR_WRONG = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
+"""Metrics of the harness, less their filters, whose items are 1 or 0 because an answer is right or wrong. What happens
+to be 0 or 1 (the divergence of equal models, a window where they agree on every token) is not."""
+
+FEW_WINDOWS = "windows taken for independent, for there are fewer than " + str(MIN_BLOCKS**2)
+"""Said of a test of neighbours that are too few for blocks: it finds a difference a little too easily."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,8 @@ class Comparison:
     value: float
     higher_is_better: bool
     scale: Scale
-    """`logarithm`: the items' mean is the logarithm of the value, as a perplexity's is, and so is the difference."""
+    """`logarithm`: the items' mean is the logarithm of the value, as a perplexity's is, and so is the difference.
+    `share`: the mean is the value, of which the change is a share, as of a mean of perplexities."""
     difference: Estimate | None
     """The model's mean over the items less the reference's, paired; None where items cannot be paired."""
     p_value: float | None
@@ -68,7 +78,7 @@ class Comparison:
 
     @property
     def change(self) -> float | None:
-        """The difference; of a logarithm, the relative change of the value: 0.1 is 10% more."""
+        """The difference; of a logarithm or a share, the relative change of the value: 0.1 is 10% more."""
         return None if self.difference is None else self._shown(self.difference.value)
 
     @property
@@ -80,14 +90,17 @@ class Comparison:
         return self._shown(found.low), self._shown(found.high)
 
     def _shown(self, value: float) -> float:
+        if self.scale == "share":
+            return value / self.reference_value
         return exp(min(value, 700.0)) - 1 if self.scale == "logarithm" else value
 
 
 def compare(evaluations: Sequence[Evaluation], *, seed: int = 0, confidence: float = CONFIDENCE) -> list[Comparison]:
     """Every score that the first has, of every other one: paired differences, with Holm's correction over all of them.
 
-    McNemar's test where the items are right or wrong, else the paired bootstrap and sign flips. A difference is shown
-    where its interval leaves out zero and its corrected p-value is below 1 - `confidence`.
+    McNemar's test where the items are right or wrong; blocks of neighbours and Student's t where they are windows of
+    one text (25 at least); else the paired bootstrap and sign flips. A difference is shown where its interval leaves
+    out zero and its corrected p-value is below 1 - `confidence`.
 
     Raises:
         ConfigError: fewer than two, two scores were not measured in the same way, or none is of the same thing.
@@ -241,12 +254,14 @@ def _compared(name: str, model: str, reference: Score, score: Score, seed: int, 
     a, b = reference.items, score.items
     if not all(map(isfinite, (reference.value, score.value, *a, *b))):
         return replace(unjudged, test="a value is not finite")
-    scales = {_scale(one) for one in (reference, score)}
+    scales = {scale_of(one.value, one.items) for one in (reference, score)}
     scale = scales.pop() if len(scales) == 1 else None
     if scale is None:
         return replace(unjudged, test="the metric is no mean over items")
+    scale = "share" if scale == "value" and metric == MEAN_PERPLEXITY else scale
     label = f"{dataset} {metric}"
-    if set(a) | set(b) <= {0.0, 1.0}:
+    # in a group whose tasks count the same, an item weighs more than 1
+    if metric.partition(" (")[0] in RIGHT_OR_WRONG and set(a) | set(b) <= {0.0, 1.0}:
         found = mcnemar(a, b, confidence=confidence)
         return replace(
             unjudged,
@@ -256,23 +271,31 @@ def _compared(name: str, model: str, reference: Score, score: Score, seed: int, 
             discordant=(found.only_a, found.only_b),
             test=found.method,
         )
+    windows = "windows" in score.protocol
+    differences = [y - x for x, y in zip(a, b, strict=True)]
+    error = of_neighbours(differences, "windows") if windows else None
+    if error is not None and error.value is not None and error.blocks is not None:
+        difference, p_value = t_of_mean(
+            mean(differences), error.value, error.blocks - 1, len(a), confidence=confidence, method=f"t, {error.how}"
+        )
+        return replace(unjudged, scale=scale, difference=difference, p_value=p_value, test=difference.method)
     return replace(
         unjudged,
         scale=scale,
         difference=paired_bootstrap(a, b, name=label, seed=seed, confidence=confidence),
         p_value=sign_flip_test(a, b, name=label, seed=seed),
-        test="sign flips of the items' differences",
+        test="sign flips of the items' differences" + (f", {FEW_WINDOWS}" if windows else ""),
     )
 
 
-def _scale(score: Score) -> Scale | None:
-    """What the items' mean is: the value, or its logarithm; None: neither, or there are no items."""
-    if not score.items:
+def scale_of(value: float, items: Sequence[float]) -> Scale | None:
+    """What the mean of a score's items is: its value, or the logarithm of it; None: neither, or there are no items."""
+    if not items:
         return None
-    middle = mean(score.items)
-    if isclose(middle, score.value, rel_tol=1e-6, abs_tol=1e-12):
+    middle = mean(items)
+    if isclose(middle, value, rel_tol=1e-6, abs_tol=1e-12):
         return "value"
-    return "logarithm" if middle < 700 and isclose(exp(middle), score.value, rel_tol=1e-6) else None
+    return "logarithm" if middle < 700 and isclose(exp(middle), value, rel_tol=1e-6) else None
 
 
 def _judged(one: Comparison, p_holm: float, alpha: float) -> Comparison:

@@ -25,6 +25,9 @@ from calibrune.settings import settings
 Bos = Literal["tokenizer", "window"]
 Average = Literal["mean_of_perplexities", "exp_of_mean_loss"]
 
+MEAN_PERPLEXITY = "mean perplexity of texts"
+"""The metric of `average="mean_of_perplexities"`."""
+
 
 @runtime_checkable
 class Perplexity(Protocol):
@@ -102,6 +105,7 @@ class WindowPerplexity:
         Raises:
             ConfigError: a window is longer than the model's context, or the tokenizer has no BOS token to put first.
             CorpusError: the texts have fewer tokens than one window.
+            ModelError: the tokenizer does not fit the model.
         """
         pieces = self.pieces(lm, texts, limit)
         rows = text_log_likelihoods(lm.model, pieces.ids, description=pieces.what)
@@ -112,7 +116,7 @@ class WindowPerplexity:
     def pieces(self, lm: LanguageModel, texts: Iterable[str], limit: int | None = None) -> Pieces:
         """The windows; errors as of `score`."""
         check_limit(limit)
-        context = _context(lm)
+        context = lm.context_length
         if context is not None and self.seq_len > context:
             raise ConfigError(
                 f"windows of {self.seq_len} tokens do not fit in the model's context of {context}; "
@@ -123,12 +127,13 @@ class WindowPerplexity:
         if self.bos == "window" and bos is None:
             raise ConfigError("bos='window' needs a tokenizer with a BOS token, and this one has none")
         ids = _token_ids(lm, text, special=self.bos == "tokenizer")
-        start = [bos] if self.bos == "window" else []
+        start = lm.known([bos]) if self.bos == "window" else []
         length = self._own_tokens
         stride = self.stride or length
         if len(ids) < length:
             raise CorpusError(
-                f"the texts have {len(ids)} tokens, and one window takes {length}; use more text, or a smaller seq_len"
+                f"one window takes {length:,} tokens, and the texts come to {len(ids):,}; use more text, or a smaller "
+                f"seq_len"
             )
         starts = range(0, len(ids) - length + 1, stride)[:limit]
         # the first token of a text has nothing before it, nor has that of a window that does not overlap
@@ -179,6 +184,7 @@ class TextPerplexity:
 
         Raises:
             CorpusError: no text has two tokens.
+            ModelError: the tokenizer does not fit the model.
         """
         return self.both(lm, texts, limit)[self.average]
 
@@ -193,15 +199,21 @@ class TextPerplexity:
             for average in averages
         }
 
+    def longest(self, lm: LanguageModel) -> int | None:
+        """Tokens that a text is cut to; None: it is not cut."""
+        return min((bound for bound in (self.max_tokens, lm.context_length) if bound is not None), default=None)
+
     def pieces(self, lm: LanguageModel, texts: Iterable[str], limit: int | None = None) -> Pieces:
         """The texts that have a token to predict; errors as of `score`."""
         check_limit(limit)
         chosen = list(islice(texts, limit))
-        longest = min((bound for bound in (self.max_tokens, _context(lm)) if bound is not None), default=None)
+        longest = self.longest(lm)
         all_ids = [_token_ids(lm, text) for text in chosen]
         long_enough = [ids[:longest] for ids in all_ids if len(ids) > 1]
         if not long_enough:
-            raise CorpusError(f"none of the {len(chosen)} texts has the two tokens that a perplexity needs")
+            raise CorpusError(
+                f"a perplexity needs a text of two tokens or more, and there is none (texts: {len(chosen)})"
+            )
         return Pieces(
             ids=long_enough,
             scored=[len(ids) - 1 for ids in long_enough],
@@ -237,7 +249,7 @@ class TextLosses:
         items = [_exp(total / count) for total, count in zip(self.totals, self.counts, strict=True)]
         error = independent(items)
         return Score(
-            metric="mean perplexity of texts",
+            metric=MEAN_PERPLEXITY,
             value=mean(items),
             stderr=error.value,
             n=len(items),
@@ -273,15 +285,9 @@ def check_limit(limit: int | None) -> None:
         raise ConfigError(f"limit must be at least 1, got {limit}")
 
 
-def _context(lm: LanguageModel) -> int | None:
-    """The longest sequence that the model was made for; None where its config does not say."""
-    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def _token_ids(lm: LanguageModel, text: str, *, special: bool = True) -> list[int]:
     # verbose=False: a text longer than the context is cut or windowed here, so its length is nothing to warn of
-    ids: list[int] = lm.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    return ids
+    return lm.known(lm.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def what_was_measured(lm: LanguageModel, text: str) -> dict[str, Any]:

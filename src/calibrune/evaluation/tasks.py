@@ -14,7 +14,7 @@ from typing import Any
 
 from calibrune.calibration.spec import parse_spec
 from calibrune.errors import CalibruneError, ConfigError, CorpusError
-from calibrune.evaluation.local_rows import LocalRows, local_set
+from calibrune.evaluation.local_rows import ENDINGS, LocalRows, local_set
 from calibrune.lm.hub import first_line
 from calibrune.lm.loading import UNREADABLE
 from calibrune.settings import nearest
@@ -231,14 +231,31 @@ def _once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _check_examples(task: Any, rows: LocalRows) -> None:
     split = task.fewshot_cfg.split or task.config.training_split or task.config.validation_split
-    if split and split not in task.dataset:
+    if not split:
+        return
+    if split not in task.dataset:
         raise CorpusError(f"{_missing(task, rows, split)} (the examples come from it; num_fewshot=0 needs none)")
+    n, there = task.get_config("num_fewshot"), len(task.sampler.df)
+    # a question is no example for itself
+    most = there - (split == (task.config.test_split or task.config.validation_split))
+    if n > most:
+        where = rows.find(local_set(task.DATASET_PATH, task.DATASET_NAME), split)
+        raise CorpusError(
+            f"{task.config.task} takes {n} examples from {where}, which has {there} rows{_of_subset(task)}; "
+            f"add rows, or ask for num_fewshot={most}"
+        )
 
 
 def _missing(task: Any, rows: LocalRows, split: str) -> str:
     where = local_set(task.DATASET_PATH, task.DATASET_NAME)
-    place = rows.places(where, split)[0]
-    subset = f" of the subset {task.DATASET_NAME!r}" if where.subset_field else ""
-    return (
-        f"{task.config.task} needs the rows{subset} of its {split} split in {place}, and there are none; check --data"
-    )
+    needs = f"{task.config.task} needs the rows{_of_subset(task)} of its {split} split"
+    if path := rows.find(where, split):
+        return f"{needs}, and {path} has none; check --data"
+    first, *rest = (f"{split}{ending}" for ending in reversed(ENDINGS))
+    folders = " or ".join(map(str, rows.folders(where)))
+    return f"{needs}, and there is no {first} (or {', '.join(rest)}) in {folders}; check --data"
+
+
+def _of_subset(task: Any) -> str:
+    where = local_set(task.DATASET_PATH, task.DATASET_NAME)
+    return f" of the subset {task.DATASET_NAME!r}" if where.subset_field else ""

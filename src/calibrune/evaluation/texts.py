@@ -1,5 +1,6 @@
 """The texts that perplexity is measured on: named ones, a file, and some that every Python brings along."""
 
+import hashlib
 import platform
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -93,10 +94,19 @@ class EvaluationTexts:
     """The protocol's settings that the SPEC or its preset names, so that nothing else may change them."""
 
     def fitted(self, lm: LanguageModel, seq_len: int | None = None, bos: Bos | None = None) -> "EvaluationTexts":
-        """With windows as asked for, and no longer than the model can read; what a SPEC says itself stays."""
+        """With windows as asked for, and no longer than the model can read; what a SPEC says itself stays.
+
+        Raises:
+            ConfigError: a preset's windows are longer than the model's context.
+        """
         if not isinstance(self.protocol, WindowPerplexity):
             return self
         own, context = self.protocol.seq_len, lm.context_length
+        if (preset := self.source.get("preset")) and context is not None and own > context:
+            raise ConfigError(
+                f"{preset} measures windows of {own:,} tokens, and the model's context has {context:,}; use "
+                f"protocol=windows:seq_len={context}, which is another number"
+            )
         asked: dict[str, Any] = {"seq_len": seq_len or min(own, context or own), "bos": bos or self.protocol.bos}
         changes = {name: value for name, value in asked.items() if name not in self.said}
         return replace(self, protocol=replace(self.protocol, **changes))
@@ -114,6 +124,20 @@ class EvaluationTexts:
     def agreement(self, lm: LanguageModel, dense: LanguageModel, limit: int | None = None) -> tuple[Score, ...]:
         """KL divergence from the dense model and top-1 agreement with it, on what `scores` measures."""
         return self._from_here(*agreement(lm, dense, self.texts, self.protocol, self._at_most(limit)))
+
+    def asked(self, limit: int | None = None) -> dict[str, Any]:
+        """All but the models that can change what `scores` and `agreement` give, as JSON."""
+        texts = hashlib.sha256()
+        for text in self.texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            texts.update(b"%d " % len(encoded) + encoded)
+        return {
+            "protocol": self.protocol.describe(),
+            "limit": self._at_most(limit),
+            "texts": texts.hexdigest(),
+            "dataset": self.name,
+            "source": self.source,
+        }
 
     def _at_most(self, limit: int | None) -> int | None:
         return min((one for one in (limit, self.limit) if one is not None), default=None)

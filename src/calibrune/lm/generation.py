@@ -6,7 +6,7 @@ temperature, top-k, top-p and repetition penalty, so that a perplexity filter ne
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,15 +15,18 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from calibrune.errors import ConfigError, RunError
+from calibrune.lm.growing_cache import GrowingLayer, can_begin_anew, growing_cache
 from calibrune.lm.loading import context_length
 from calibrune.progress import progress_bar
 from calibrune.settings import settings
 
 KEPT_IDLE = 0.75
 """A batch is packed anew when no more than this share of its rows is still being written."""
+
+WAITING_IDLE = 0.125
+"""Texts that wait begin when this share of the rows is idle: reading a few prompts costs hardly more than one."""
 
 
 @settings
@@ -72,8 +75,9 @@ def generate(
     sampling: Sampling | None = None,
     end_ids: Sequence[int] = (),
     pad_id: int = 0,
+    at_once: int | None = None,
 ) -> list[GeneratedText]:
-    """Let the model continue every prompt; one batch, with a KV cache.
+    """Let the model continue every prompt, with a KV cache; the order of the work depends on nothing but this call.
 
     Args:
         prompts: token ids, at least one each; of different lengths they are padded on the left.
@@ -81,6 +85,7 @@ def generate(
         max_new_tokens: no text gets longer than its prompt and this.
         end_ids: tokens that end a text.
         pad_id: any token id; it is never attended to.
+        at_once: texts in one forward, 1 or more; the place of one that is finished goes to the next prompt. None: all.
 
     Raises:
         ConfigError: an empty prompt, or more tokens than the model's context holds.
@@ -89,24 +94,47 @@ def generate(
     sampling = Sampling() if sampling is None else sampling
     if not all(prompts) or len(seeds) != len(prompts):
         raise ConfigError("every prompt needs at least one token and a seed of its own")
-    longest = max(len(prompt) for prompt in prompts)
+    longest = max((len(prompt) for prompt in prompts), default=0)
     context = context_length(model)
     if context is not None and longest + max_new_tokens > context:
         raise ConfigError(
             f"prompts of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
             f"use max_new_tokens={max(context - longest, 1)} or less"
         )
+    if max_new_tokens < 1:
+        return [GeneratedText(tuple(prompt), len(prompt), (), False) for prompt in prompts]
+    n = len(prompts)
+    at_once = n if at_once is None else min(at_once, n)
+    # a window that slides keeps the last columns of all rows, so a row cannot begin anew in it
+    places = n if can_begin_anew(model) else at_once
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            return _Batch(model, prompts, seeds, max_new_tokens, sampling, tuple(end_ids), pad_id).run()
+        with torch.no_grad(), progress_bar("writing", total=n * max_new_tokens, unit="token") as bar:
+            return [
+                text
+                for i in range(0, n, max(places, 1))
+                for text in _Batch(
+                    model,
+                    prompts[i : i + places],
+                    seeds[i : i + places],
+                    max_new_tokens,
+                    sampling,
+                    tuple(end_ids),
+                    pad_id,
+                    bar.update,
+                ).run(at_once)
+            ]
     finally:
         model.train(was_training)
 
 
 class _Batch:
-    """The texts that are still being written, row by row; finished rows leave once they are a quarter of the batch."""
+    """Texts that are written side by side, a row each.
+
+    A finished text leaves its row to the next that waits, and once none does, idle rows leave the batch. A text that
+    begins in a used row does not see what is left of the other in the cache: the attention mask hides it.
+    """
 
     def __init__(
         self,
@@ -117,72 +145,151 @@ class _Batch:
         sampling: Sampling,
         end_ids: tuple[int, ...],
         pad_id: int,
+        advance: Callable[[int], object],
     ) -> None:
         self._model, self._sampling, self._prompts, self._max_new = model, sampling, prompts, max_new_tokens
-        device = model.device
-        width = max(len(prompt) for prompt in prompts)
-        padded = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-        self._ids = torch.tensor(padded, device=device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self._mask = torch.arange(width, device=device) >= width - lengths[:, None]
-        self._padded = bool((lengths < width).any())
-        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
-        self._end = torch.tensor(end_ids, device=device, dtype=torch.long)
+        self._device, self._pad, self._advance = model.device, pad_id, advance
+        self._width = max(map(len, prompts))
+        self._end = torch.tensor(end_ids, dtype=torch.long)
         # one stream a text, drawn beforehand: what a text is cannot depend on its neighbours
         self._chance = torch.stack(
             [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-        ).to(device)
-        self._cache = _growing_cache(model, width + max_new_tokens)
+        )
         self._accepts = set(inspect.signature(model.forward).parameters)
+        n = len(prompts)
+        self._drawn = torch.zeros(n, max_new_tokens, dtype=torch.long)
+        self._log_probs = torch.zeros(n, max_new_tokens, dtype=torch.float64)
+        self._lengths = torch.zeros(n, dtype=torch.long)
+        """Tokens drawn so far, of each text."""
+        self._finished = torch.zeros(n, dtype=torch.bool)
+        self._begun = 0
+        """Texts that have, or had, a row."""
+        self._rows: Tensor
+        """[batch]: which text each row is; on the processor, as all that is known of texts."""
+        self._live: Tensor
+        """[batch]: whether it is still being written."""
+        self._mask: Tensor
+        """[batch, columns of the cache]: which of them are of the row's text."""
+        self._positions: Tensor
+        """[batch, 1]: of the next input."""
+        self._ids: Tensor
+        """[batch, 1]: the next input."""
+        self._seen: Tensor
+        """[batch, vocab]: the tokens that are in the text."""
+        self._cache: DynamicCache
 
-    def run(self) -> list[GeneratedText]:
-        n, device = len(self._prompts), self._model.device
-        drawn = torch.zeros(n, self._max_new, dtype=torch.long)
-        log_probs = torch.zeros(n, self._max_new, dtype=torch.float64)
-        lengths = torch.full((n,), self._max_new)
-        finished = torch.zeros(n, dtype=torch.bool)
-        rows = torch.arange(n)  # which text each row of the batch is
-        ids, live = self._ids, torch.ones(n, dtype=torch.bool)
-        seen: Tensor | None = None
-        with progress_bar("writing", total=self._max_new, unit="step") as bar:
-            for step in range(self._max_new):
-                logits = self._logits(ids)
-                if seen is None:
-                    seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
-                    seen.scatter_(1, self._ids, self._mask)
-                tokens, scores = draw(logits, seen, self._chance[rows, step], self._sampling)
-                seen.scatter_(1, tokens[:, None], torch.ones_like(tokens, dtype=torch.bool)[:, None])
-                drawn[rows, step] = tokens.cpu()
-                log_probs[rows, step] = scores.cpu()
-                ended = live & torch.isin(tokens, self._end).cpu()
-                lengths[rows[ended]] = step + 1
-                finished[rows[ended]] = True
-                live = live & ~ended
-                bar.update()
-                if not live.any():
-                    break
-                ids = tokens[:, None]
-                self._mask = torch.cat([self._mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
-                self._positions = self._positions[:, -1:] + 1
-                if int(live.sum()) <= KEPT_IDLE * len(live):
-                    kept = live.nonzero().squeeze(-1)
-                    rows, live, ids, seen = rows[kept], live[kept], ids[kept], seen[kept]
-                    self._mask, self._positions = self._mask[kept], self._positions[kept]
-                    self._cache.batch_select_indices(kept.to(device))
+    def run(self, rows: int) -> list[GeneratedText]:
+        self._begin(rows)
+        while self._live.any() or self._begun < len(self._prompts):
+            idle = int((~self._live).sum())
+            if idle:
+                self._forget()
+            if self._begun < len(self._prompts):
+                if idle >= max(1, len(self._live) * WAITING_IDLE):
+                    self._replace((~self._live).nonzero().squeeze(-1))
+                    continue
+            elif len(self._live) - idle <= KEPT_IDLE * len(self._live):
+                self._keep(self._live.nonzero().squeeze(-1))
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+            logits = self._logits(self._ids, self._cache, self._mask, self._positions)
+            self._positions = self._positions + 1
+            self._draw(self._live.nonzero().squeeze(-1), logits)
         return [
             GeneratedText(
-                (*prompt, *drawn[i, : lengths[i]].tolist()),
+                (*prompt, *self._drawn[i, : self._lengths[i]].tolist()),
                 len(prompt),
-                tuple(log_probs[i, : lengths[i]].tolist()),
-                bool(finished[i]),
+                tuple(self._log_probs[i, : self._lengths[i]].tolist()),
+                bool(self._finished[i]),
             )
             for i, prompt in enumerate(self._prompts)
         ]
 
-    def _logits(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch vocab"]:
-        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
-        if self._padded:  # without padding no mask is needed, and attention is faster without one
-            options |= {"attention_mask": self._mask.long(), "position_ids": self._positions}
+    def _begin(self, rows: int) -> None:
+        """The first texts, and with them the batch."""
+        self._rows = torch.arange(min(rows, len(self._prompts)))
+        self._live = torch.ones(len(self._rows), dtype=torch.bool)
+        self._cache = growing_cache(self._model, self._width + self._max_new)
+        self._mask, logits = self._read(self._rows, self._cache)
+        self._positions = self._mask.sum(dim=1, keepdim=True)
+        self._ids = self._positions.clone()
+        self._seen = self._of_prompts(self._rows, logits.shape[-1])
+        self._begun = len(self._rows)
+        self._draw(torch.arange(len(self._rows)), logits)
+
+    def _replace(self, idle: Int[Tensor, "idle"]) -> None:
+        """Texts that wait begin in rows that are idle."""
+        texts = torch.arange(self._begun, min(self._begun + len(idle), len(self._prompts)))
+        idle = idle[: len(texts)]
+        cache = growing_cache(self._model, self._width)
+        mask, logits = self._read(texts, cache)
+        for layer, new in zip(self._cache.layers, cache.layers, strict=True):
+            layer.put(idle.to(self._device), new)
+        self._mask[idle] = False
+        self._mask[idle, -mask.shape[1] :] = mask
+        self._positions[idle] = mask.sum(dim=1, keepdim=True)
+        self._seen[idle] = self._of_prompts(texts, logits.shape[-1])
+        self._rows[idle], self._live[idle] = texts, True
+        self._begun += len(texts)
+        self._draw(idle, logits)
+
+    def _read(self, texts: Int[Tensor, "texts"], cache: DynamicCache) -> tuple[Tensor, Tensor]:
+        """The prompts of some texts, padded on the left: which columns are real, and the logits after the last."""
+        prompts = [self._prompts[i] for i in texts.tolist()]
+        width = max(map(len, prompts)) if self._begun else self._width
+        padded = [[self._pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        mask = torch.arange(width, device=self._device) >= width - lengths[:, None]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return mask, self._logits(torch.tensor(padded, device=self._device), cache, mask, positions)
+
+    def _of_prompts(self, texts: Int[Tensor, "texts"], n_tokens: int) -> Bool[Tensor, "texts vocab"]:
+        """The tokens that are in the prompts."""
+        seen = torch.zeros(len(texts), n_tokens, dtype=torch.bool)
+        for row, text in zip(seen, texts.tolist(), strict=True):
+            row[torch.tensor(self._prompts[text])] = True
+        return seen.to(self._device)
+
+    def _draw(self, rows: Int[Tensor, "rows"], logits: Float[Tensor, "batch vocab"]) -> None:
+        """A token for each of these rows, whose logits these are, or among these are."""
+        texts = self._rows[rows]
+        steps = self._lengths[texts]
+        if len(logits) > len(rows):
+            logits = logits[rows.to(self._device)]
+        chance = self._chance[texts, steps].to(self._device)
+        drawn, scores = draw(logits, self._seen[rows], chance, self._sampling)
+        self._seen[rows.to(self._device), drawn] = True
+        self._ids[rows] = drawn[:, None]
+        tokens = drawn.cpu()
+        self._drawn[texts, steps], self._log_probs[texts, steps] = tokens, scores.cpu()
+        self._lengths[texts] += 1
+        self._finished[texts] = torch.isin(tokens, self._end)
+        done = self._finished[texts] | (self._lengths[texts] == self._max_new)
+        self._live[rows[done]] = False
+        self._advance(len(rows) + int((self._max_new - self._lengths[texts[done]]).sum()))
+
+    def _forget(self) -> None:
+        """Leave the columns behind that no text needs any more."""
+        living = self._positions[self._live]
+        # a prompt that begins anew must find room
+        needed = max(self._width, int(living.max()) if len(living) else 0)
+        if (beyond := self._mask.shape[1] - needed) > 0 and all(
+            type(one) is GrowingLayer for one in self._cache.layers
+        ):
+            self._mask = self._mask[:, beyond:].contiguous()
+            for layer in self._cache.layers:
+                layer.forget(beyond)
+
+    def _keep(self, rows: Int[Tensor, "rows"]) -> None:
+        """These rows alone."""
+        self._rows, self._live = self._rows[rows], self._live[rows]
+        self._ids, self._seen = self._ids[rows], self._seen[rows]
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+        self._cache.batch_select_indices(rows.to(self._device))
+
+    def _logits(self, ids: Tensor, cache: DynamicCache, mask: Tensor, positions: Tensor) -> Tensor:
+        options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        if not mask.all():  # without padding no mask is needed, and attention is faster without one
+            options |= {"attention_mask": mask.long(), "position_ids": positions}
         output = self._model(input_ids=ids, **{k: v for k, v in options.items() if k in self._accepts})
         logits: Tensor = output.logits[:, -1].float()
         if torch.isnan(logits).any():
@@ -221,50 +328,6 @@ def draw(
     tokens = candidates.indices.gather(1, place[:, None]).squeeze(1)
     score = logits.gather(1, tokens[:, None]).squeeze(1).double() - logits.logsumexp(dim=-1).double()
     return tokens, score
-
-
-class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer's keys and values in a buffer that doubles when full, instead of a new tensor at every token."""
-
-    def __init__(self, longest: int) -> None:
-        super().__init__()
-        self._longest = longest
-        self._buffers: list[Tensor] = []
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if not self._buffers or end > self._buffers[0].shape[-2]:
-            room = min(max(2 * end, 64), max(self._longest, end))
-            grown = [
-                states.new_empty(*states.shape[:-2], room, states.shape[-1]) for states in (key_states, value_states)
-            ]
-            for new, old in zip(grown, self._buffers, strict=False):
-                new[..., :start, :] = old[..., :start, :]
-            self._buffers = grown
-        self._buffers[0][..., start:end, :] = key_states
-        self._buffers[1][..., start:end, :] = value_states
-        self._show(end)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        length = self.get_seq_length()
-        self._buffers = [buffer[indices] for buffer in self._buffers]
-        self._show(length)
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
-
-
-def _growing_cache(model: PreTrainedModel, longest: int) -> DynamicCache:
-    """The model's own kind of cache, its plain layers replaced by ones that do not copy all at every token."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [_GrowingLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
 
 
 def end_token_ids(model: PreTrainedModel, eos_token_id: int | None) -> tuple[int, ...]:

@@ -74,6 +74,15 @@ class LanguageModel:
         """The longest sequence that the model is made for, in tokens; None where its config does not say."""
         return context_length(self.model)
 
+    def known(self, token_ids: list[int]) -> list[int]:
+        """The same ids; `ModelError` where the tokenizer made one that the model has no embedding for."""
+        if token_ids and max(token_ids) >= self.vocab_size:
+            raise ModelError(
+                f"the tokenizer does not fit the model: it made token {max(token_ids)}, and the model knows "
+                f"{self.vocab_size:,}; load the model with its own tokenizer"
+            )
+        return token_ids
+
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The longest sequence that the model is made for, in tokens; None where its config does not say."""

@@ -152,9 +152,8 @@ def _cautions(ordered: Sequence[Measured], by: str) -> list[str]:
     if by != "perplexity" and len(ordered) > 1 and all("perplexity" in one.values for one in ordered):
         likeliest = min(ordered, key=lambda one: _key(one.values["perplexity"], 1))
         agree = likeliest.name == ordered[0].name
-        said.insert(
-            0, f"Perplexity says {'the same' if agree else f'otherwise: {likeliest.name} is the most likely text'}."
-        )
+        verdict = "puts the same one first" if agree else f"says otherwise: {likeliest.name} is the most likely text"
+        said.insert(0, f"Perplexity {verdict}.")
     if unknown := [one.name for one in ordered if isnan(one.values.get("effective_documents", 0.0))]:
         said.append(
             f"No effective_documents of {', '.join(unknown)}: the documents are not recorded, or samples of several "

@@ -57,7 +57,8 @@ def comparison_page(found: Mapping[str, Any]) -> Page:
         Heading("Every proxy"),
         Grid(
             proxies_table(sets),
-            "From left to right in the order of the ranking. A dash: the set does not say what the proxy needs.",
+            "From left to right in the order of the ranking. A dash: the set does not say what the proxy needs, or the "
+            "model's own samples give it nothing to compare with (no outlier channel).",
         ),
         Heading("Side by side"),
         *(_bars(sets, name, title) for name, title in BARS.items()),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from calibrune.evaluation.paired import Comparison, Evaluation, left_out
+from calibrune.evaluation.paired import FEW_WINDOWS, Comparison, Evaluation, left_out
 from calibrune.evaluation.score import Score
 from calibrune.report.page import Folded, Grid, Heading, Page, Paragraph, Picture, Preformatted, Section
 from calibrune.report.plots import Interval, bar_chart, interval_chart
@@ -14,8 +14,9 @@ from calibrune.report.tables import Cell, Table, shown
 from calibrune.report.terminal import WIDEST, scores_text
 
 HOW = (
-    "Differences are of the same items, with 95% intervals: McNemar's test where an item is right or wrong, else a "
-    "bootstrap and sign flips. Perplexities are compared by their logarithms, and the change is shown in percent. "
+    "Differences are of the same items, with 95% intervals: McNemar's test where an item is right or wrong, blocks of "
+    "neighbours where items are windows of one text, else a bootstrap and sign flips. Perplexities are compared by "
+    "their logarithms, their means over texts as they are, and the change is shown in percent. "
     "The p-values are Holm's, over all comparisons here; a difference is shown where p is below 0.05 and the interval "
     'leaves out zero. "No difference shown" does not mean that there is none: see docs/statistics.md.'
 )
@@ -29,14 +30,14 @@ def comparison_text(evaluations: Sequence[Evaluation], found: Sequence[Compariso
     for other in others:
         table = comparisons_table([one for one in found if one.model == other.model])
         parts += [f"{other.model} beside {reference.model}", "", table.text(), ""]
-    said = [summary(found), HOW, *_left_out(evaluations)]
+    said = [summary(found), HOW, *_few_windows(found), *_left_out(evaluations)]
     parts += [line for text in said for line in [*textwrap.wrap(text, WIDEST), ""]]
     return "\n".join([*parts, f"scores of {reference.model}", "", scores_text(reference.scores)])
 
 
 def comparisons_table(found: Sequence[Comparison]) -> Table:
     """A row for each score: both values, the change with its interval, the corrected p-value, the verdict."""
-    columns = ["of", "metric", "reference", "model", "change", "95% interval", "p", "verdict"]
+    columns = ["of", "metric", "reference", "model", "change", "95% interval", "p (Holm)", "verdict"]
     rows: list[list[Cell]] = [
         [
             one.dataset, one.metric, _finite(one.reference_value), _finite(one.value), _change(one, one.change),
@@ -83,7 +84,7 @@ def evaluation_page(evaluations: Sequence[Evaluation], found: Sequence[Compariso
         sections += [Grid(comparisons_table([one for one in found if one.model == other.model]),
                           f"{other.model} beside {reference.model}")
                      for other in others]  # fmt: skip
-        sections += [Paragraph(text) for text in (HOW, *_left_out(evaluations))]
+        sections += [Paragraph(text) for text in (HOW, *_few_windows(found), *_left_out(evaluations))]
     sections += [
         Heading("Scores"),
         Grid(_scores_table(evaluations), "Behind a value, its standard error over the items."),
@@ -113,7 +114,7 @@ def _pictures(found: Sequence[Comparison]) -> list[Picture]:
         if one.difference is not None:
             accuracy = one.higher_is_better and 0 <= one.reference_value <= 1
             name = "accuracy" if accuracy else one.metric
-            kinds.setdefault((name, one.scale == "logarithm"), []).append(one)
+            kinds.setdefault((name, one.scale != "value"), []).append(one)
     names = list(dict.fromkeys((one.dataset, one.metric) for one in found))
     pictures = []
     for (name, relative), some in kinds.items():
@@ -217,10 +218,15 @@ def _left_out(evaluations: Sequence[Evaluation]) -> list[str]:
     return [f"Not of all models, and so not compared everywhere: {', '.join(missing)}."] if missing else []
 
 
+def _few_windows(found: Sequence[Comparison]) -> list[str]:
+    some = dict.fromkeys(_row(one) for one in found if one.test.endswith(FEW_WINDOWS))
+    return [f"Of {', '.join(some)}: {FEW_WINDOWS}, and so the intervals may be too narrow."] if some else []
+
+
 def _change(one: Comparison, value: float | None) -> str | None:
     if value is None:
         return None
-    return f"{100 * value:+.3g}%" if one.scale == "logarithm" else f"{value:+.3g}"
+    return f"{100 * value:+.3g}%" if one.scale != "value" else f"{value:+.3g}"
 
 
 def _p_value(p: float) -> str:

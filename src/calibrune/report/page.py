@@ -1,14 +1,18 @@
 """A report as one HTML file: it opens offline, asks nobody for anything, and prints well."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from calibrune.durable import write_whole
 from calibrune.errors import ConfigError
 from calibrune.report.extras import import_extra
 from calibrune.report.tables import Table
+from calibrune.report.vega import THEMES, vega_script
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Paragraph:
     """A few sentences."""
 
     text: str
+    weight: str = ""
+    """Of a finding: "strong", where something is shown, or "weak"."""
     kind: ClassVar[str] = "paragraph"
 
 
@@ -33,6 +39,8 @@ class Grid:
 
     table: Table
     caption: str = ""
+    links: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of a column, where each of its cells leads to; "" for nowhere."""
     kind: ClassVar[str] = "grid"
 
 
@@ -42,7 +50,46 @@ class Folded:
 
     title: str
     table: Table
+    links: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """As of `Grid`."""
+    anchor: str = ""
+    """What a link to it names, after the #."""
+    note: str = ""
+    """Stands under the table, as it is."""
     kind: ClassVar[str] = "folded"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture that answers to the pointer, drawn in the reader's colours; from `report.study_charts`."""
+
+    name: str
+    """Unlike that of any other on the page: letters, digits and hyphens."""
+    spec: Mapping[str, Any]
+    """In Vega-Lite, of a fixed width; in the page it is as wide as there is room."""
+    alt: str
+    caption: str = ""
+    kind: ClassVar[str] = "chart"
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A table that filters and sorts; where no script runs, a table."""
+
+    table: Table
+    choices: Sequence[str] = ()
+    """Columns whose values are offered in a list."""
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    """What of those lists is chosen at first."""
+    links: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """As of `Grid`."""
+    caption: str = ""
+    kind: ClassVar[str] = "explorer"
+
+    def values(self, column: str) -> list[str]:
+        """What there is in a column, as it is shown."""
+        i = list(self.table.columns).index(column)
+        return list(dict.fromkeys(row[i] for row in self.table.cells))
 
 
 @dataclass(frozen=True)
@@ -89,7 +136,7 @@ class Samples:
     kind: ClassVar[str] = "samples"
 
 
-Section = Heading | Paragraph | Grid | Folded | Picture | Preformatted | Samples
+Section = Heading | Paragraph | Grid | Folded | Chart | Explorer | Picture | Preformatted | Samples
 
 
 @dataclass(frozen=True)
@@ -118,7 +165,17 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        html: str = environment.get_template("page.html.jinja").render(page=self)
+        kinds = {section.kind for section in self.sections}
+        scripts = [_own_script()] if kinds & {"chart", "explorer"} else []
+        if "chart" in kinds:
+            scripts.insert(0, vega_script())
+        html: str = environment.get_template("page.html.jinja").render(
+            page=self,
+            # a script that got into a text all the same would not run: only these may, by their hashes
+            policy=f"; img-src data:; script-src {' '.join(map(_hash, scripts))}" if scripts else "",
+            scripts=scripts,
+            theme=THEMES if "chart" in kinds else None,
+        )
         return html
 
     def write(self, path: Path) -> None:
@@ -128,3 +185,11 @@ class Page:
             OutputError: the file cannot be written.
         """
         write_whole(path, self.html().encode())
+
+
+def _own_script() -> str:
+    return (files("calibrune.report") / "page.js").read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -17,10 +17,8 @@ import numpy as np
 from calibrune.errors import ConfigError
 from calibrune.report.extras import import_extra
 from calibrune.report.tables import display_width, shown
+from calibrune.report.vega import BLUE, INK, MUTED, VERMILION, drawn
 
-BLUE, VERMILION = "#0072B2", "#D55E00"
-INK, MUTED, GRID = "#1F2933", "#5F6B7A", "#E4E7EB"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT = 720, 270
 
 
@@ -305,22 +303,6 @@ def _broken(name: str, most: int) -> str:
 
 
 def _svg(chart: Any, title: str) -> str:
-    axis = {
-        "labelColor": MUTED, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-        "gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "titlePadding": 10, "labelPadding": 4,
-    }  # fmt: skip
-    chart = chart.properties(background="white", padding={"left": 0, "right": 8, "top": 4, "bottom": 4}).configure(
-        font=FONT,
-        view={"stroke": None},
-        axis=axis,
-        axisX={"grid": False},
-        axisY={"domain": False, "ticks": False},
-        legend={"labelColor": INK, "labelFontSize": 12, "symbolSize": 60, "labelLimit": 200},
-        title={"anchor": "start", "color": INK, "fontSize": 14, "fontWeight": 600, "offset": 12},
-    )
     if title:
         chart = chart.properties(title=title)
-    alt, vl_convert = import_extra("altair"), import_extra("vl_convert")
-    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    svg: str = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=version)
-    return svg
+    return drawn(chart.to_dict(), "svg").decode()

@@ -1,5 +1,7 @@
 """Tables: aligned text for terminals, Markdown for files, and the cells that the page shows."""
 
+import csv
+import io
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -52,6 +54,25 @@ class Table:
         lines.insert(1, rule)
         return "\n".join("| " + " | ".join(map(_padded, line, widths, self.numeric)) + " |" for line in lines)
 
+    def csv(self) -> str:
+        """The table as CSV with all digits; an empty cell where there is nothing."""
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
+        return file.getvalue()
+
+    def latex(self, caption: str = "") -> str:
+        """The table for LaTeX with booktabs, as it is shown."""
+        sides = "".join("r" if right else "l" for right in self.numeric)
+        lines = [" & ".join(map(_tex, line)) + r" \\" for line in (self.columns, *self.cells)]
+        head = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule"]
+        tail = [
+            r"\bottomrule",
+            r"\end{tabular}",
+            *([rf"\caption{{{_tex(caption)}}}"] if caption else []),
+            r"\end{table}",
+        ]
+        return "\n".join([*head, *lines[1:], *tail])
+
 
 def shown(cell: Cell) -> str:
     """A cell as text: four significant digits, commas in whole numbers, a dash for None.
@@ -97,3 +118,13 @@ def _padded(cell: str, width: int, right: bool) -> str:
 def _one_line(cell: str) -> str:
     # a model may have written it: no line breaks, and nothing that a terminal would obey
     return "".join(c if unicodedata.category(c) != "Cc" else " " for c in cell)
+
+
+_TEX = {character: "\\" + character for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in _one_line(text))

@@ -17,6 +17,8 @@ from calibrune.prune import MIN_EXPERT_TOKENS, check_pattern, needs_data
 from calibrune.settings import settings
 from calibrune.study.spec import Evaluation, Model, Recipe, RunSpec, is_remote, located
 
+MARGIN = 0.01
+
 
 @settings
 class Grid:
@@ -57,6 +59,11 @@ class StudyPlan:
     batch_tokens: int = BATCH_TOKENS
     min_expert_tokens: int = MIN_EXPERT_TOKENS
     exclude: tuple[Exclusion, ...] = ()
+    baseline: str | None = None
+    """The calibration that all others are compared with; None: each with each."""
+    margin: float = MARGIN
+    """The smallest difference that would matter, for "they are the same": of an accuracy 0.01 is one point, of a
+    perplexity one percent."""
     values: Mapping[str, Any] | None = None
     """As it was read, for the study's folder."""
 

@@ -16,14 +16,14 @@ from calibrune.patterns import parse_target
 from calibrune.proxies import PROXIES
 from calibrune.prune import MIN_EXPERT_TOKENS
 from calibrune.settings import nearest
-from calibrune.study.plan import Exclusion, Grid, StudyPlan
+from calibrune.study.plan import MARGIN, Exclusion, Grid, StudyPlan
 from calibrune.study.plan_file import Place, PlanFile, overridden, read_plan_file
 from calibrune.study.spec import Evaluation, Model, Recipe, allocator_of, pruner_of, render
 
 AXES = ("models", "calibration", "pruners", "patterns", "allocators", "propagation", "seeds")
 KEYS = (
     *("name", "title", "about", "extends", *AXES, "samples", "seq_len", "evaluations", "proxies", "batch_tokens"),
-    *("min_expert_tokens", "include", "exclude"),
+    *("min_expert_tokens", "include", "exclude", "baseline", "margin"),
 )
 OF_A_RECIPE = ("source", "name", "samples", "seq_len", "pool")
 WHAT_A_RUN_SAYS = (
@@ -55,8 +55,14 @@ def read_plan(path: Path | str, settings: Sequence[str] = ()) -> StudyPlan:
         batch_tokens=_whole(file, "batch_tokens", BATCH_TOKENS, 1),
         min_expert_tokens=_whole(file, "min_expert_tokens", MIN_EXPERT_TOKENS, 0),
         exclude=tuple(_exclusions(file)),
+        baseline=None if file.get("baseline") is None else str(file.get("baseline")),
+        margin=_margin(file),
         values=file.values,
     )
+    with file.at("baseline"):
+        names = [recipe.name for grid in plan.grids for recipe in grid.calibration]
+        if plan.baseline is not None and plan.baseline not in names:
+            raise ConfigError(f"the baseline is one of the calibrations, got {plan.baseline!r}, not one of {names}")
     with file.at("exclude" if "exclude" in file.values else "pruners"):
         _ = plan.runs
     return plan
@@ -228,6 +234,14 @@ def _exclusions(file: PlanFile) -> Iterator[Exclusion]:
         if "pattern" in values:
             values["pattern"] = tuple(str(parse_target(one)) for one in values["pattern"])
         yield Exclusion(file.where("exclude", i), values)
+
+
+def _margin(file: PlanFile) -> float:
+    given = file.get("margin", MARGIN)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1:
+        with file.at("margin"):
+            raise ConfigError(f"margin cannot be {given!r}: give a share over 0 and under 1, as 0.01 for one point")
+    return float(given)
 
 
 def _whole(file: PlanFile, name: str, default: int, least: int) -> int:

@@ -177,7 +177,7 @@ class Workbench:
 
     def _own_samples(self, n: int, length: int) -> CalibrationSet:
         # other texts than those of a set `selfgen` of the study, which would be compared with itself
-        own = f"{OWN_SAMPLES}:batch_size={min(32, n)}"
+        own = f"{OWN_SAMPLES}:batch_size={min(64, n)}"
         return build_calibration(own, self.lm, n_samples=n, seq_len=length, seed=seed_for(0, "own samples"))
 
     def _read(self, evaluation: Evaluation) -> list[Any]:

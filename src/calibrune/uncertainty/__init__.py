@@ -4,7 +4,14 @@ docs/statistics.md says which of these is for what. They rest on scipy (extra `s
 Numbers go in as plain sequences, none of them nan or infinite; what is not known is None, never 0.
 """
 
-from calibrune.uncertainty.estimate import CONFIDENCE, Estimate, bootstrap_interval, check_installed, t_interval
+from calibrune.uncertainty.estimate import (
+    CONFIDENCE,
+    Estimate,
+    bootstrap_interval,
+    check_installed,
+    t_interval,
+    t_of_mean,
+)
 from calibrune.uncertainty.groups import SeedsAndItems, groups_differ, range_over_groups, seeds_and_items
 from calibrune.uncertainty.pairs import (
     Equivalence,
@@ -37,4 +44,5 @@ __all__ = [
     "sign_flip_test",
     "smallest_difference",
     "t_interval",
+    "t_of_mean",
 ]

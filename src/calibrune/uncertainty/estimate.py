@@ -57,6 +57,22 @@ def t_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Es
     return Estimate(middle, middle - half, middle + half, confidence, n, f"t, {n - 1} degrees of freedom")
 
 
+def t_of_mean(
+    value: float, error: float, degrees: int, n: int, *, method: str, confidence: float = CONFIDENCE
+) -> tuple[Estimate, float]:
+    """A mean whose standard error is known in another way, with Student's t interval and the p-value of "it is zero".
+
+    Args:
+        error: of `value`, from `degrees` + 1 values that are nearly independent, such as the means of blocks.
+        n: the values or pairs behind it all.
+    """
+    check_confidence(confidence)
+    t = scipy("stats").t
+    half = float(t.ppf((1 + confidence) / 2, degrees)) * error
+    p_value = 2 * float(t.sf(abs(value) / error, degrees)) if error else float(value == 0)
+    return Estimate(value, value - half, value + half, confidence, n, method), p_value
+
+
 def bootstrap_interval(
     values: Sequence[float], *, name: str, seed: int = 0, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
 ) -> Estimate:

@@ -6,11 +6,12 @@ model writes itself can hold evaluation text too, where the model has learned it
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from calibrune.corpora.unpacking import unpacked
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.lm.loading import sha256_of
 from calibrune.settings import settings
+
+log = logging.getLogger(__name__)
 
 ENDINGS = tuple(f"{kind}{packing}" for kind in (".jsonl", ".json", ".txt") for packing in ("", ".gz", ".zst"))
 
@@ -89,6 +92,8 @@ class ContaminationFilter:
             },
             "contaminated": self.contaminated,
             "overlap_words": self.overlap_words,
+            "items": {name: some.items for name, some in self._evaluations.items()},
+            "items_too_short_to_find": {name: some.too_short for name, some in self._evaluations.items()},
         }
 
     def keep(self, documents: Iterable[Document], dropped: Counter[str]) -> Iterator[Document]:
@@ -109,12 +114,29 @@ class ContaminationFilter:
 
     def _shared(self, document: Document) -> dict[str, int]:
         own = _runs(document.text, self.overlap_words)
-        shared = {name: _n_shared(own, runs) for name, runs in self._evaluations.items()}
+        shared = {name: _n_shared(own, some.runs) for name, some in self._evaluations.items()}
         return {name: n for name, n in shared.items() if n}
 
     @cached_property
-    def _evaluations(self) -> dict[str, Runs]:
-        return {name: _runs_of_files(files, self.overlap_words) for name, files in self.files.items()}
+    def _evaluations(self) -> "dict[str, _Evaluation]":
+        found = {name: _read(files, self.overlap_words) for name, files in self.files.items()}
+        if short := {name: some for name, some in found.items() if some.too_short}:
+            said = ", ".join(f"{some.too_short:,} of {some.items:,} of {name}" for name, some in short.items())
+            log.warning(
+                "items of evaluation text with fewer than %d words cannot be found in calibration text: %s; a smaller "
+                "overlap_words finds more of them, and more that only looks alike",
+                *(self.overlap_words, said),
+            )
+        return found
+
+
+class _Evaluation(NamedTuple):
+    """What is known of an evaluation set."""
+
+    runs: Runs
+    items: int
+    too_short: int
+    """Items with fewer words than a run."""
 
 
 def _names(places: Sequence[Path], parts: int = 1) -> list[str]:
@@ -128,10 +150,11 @@ def _names(places: Sequence[Path], parts: int = 1) -> list[str]:
 
 
 @cache
-def _runs_of_files(files: tuple[Path, ...], n: int) -> Runs:
+def _read(files: tuple[Path, ...], n: int) -> _Evaluation:
     # read once a process, however many sets are compared with it
-    items = (text for file in files for text in _items(file))
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(_runs(text, n) for text in items)]))
+    items = [_runs(text, n) for file in files for text in _items(file) if text]
+    runs = np.unique(np.concatenate([np.zeros(0, np.uint64), *items]))
+    return _Evaluation(runs, len(items), sum(not len(some) for some in items))
 
 
 def _items(file: Path) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
+from annotated_types import Ge
 
 from calibrune.corpora.engines.engine import Session
 from calibrune.lm.generation import GeneratedText, Sampling, generate
@@ -17,14 +18,19 @@ from calibrune.settings import settings
 class Transformers:
     """The model in this process; the same request gives the same tokens."""
 
+    at_once: Annotated[int, Ge(1)] = 32
+    """Texts in one forward: memory against speed. The place of a finished one goes to the next of its batch; changes
+    the texts by rounding only."""
+
     def open(self, model: LanguageModel) -> Session:
         """Write with the very model that is to be pruned."""
-        return _Local(model)
+        return _Local(model, self.at_once)
 
 
 @dataclass(frozen=True)
 class _Local:
     model: LanguageModel
+    at_once: int
 
     @property
     def in_flight(self) -> None:
@@ -34,6 +40,7 @@ class _Local:
         return {
             "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "compute": compute(self.model.model),
+            "at_once": self.at_once,
         }
 
     def complete(
@@ -53,4 +60,5 @@ class _Local:
             sampling=sampling,
             end_ids=end_ids,
             pad_id=self.model.tokenizer.pad_token_id or 0,
+            at_once=self.at_once,
         )
