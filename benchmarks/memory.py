@@ -7,7 +7,7 @@ Above a command that only imports; both are whole commands in processes of their
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,43 +17,41 @@ from transformers import LlamaConfig
 
 from benchmarks.large import SHAPE_KEYS, run_watched, write_checkpoint
 from calibrune.activations import InputHessian, InputNorm, InputPeak, InputSample, InputStatistic, LayerStats
-from calibrune.activations.stream import BATCH_TOKENS
 
 SHAPE = LlamaConfig(
     vocab_size=32000,
     hidden_size=2048,
     intermediate_size=5632,
-    num_hidden_layers=6,
+    num_hidden_layers=2,
     num_attention_heads=16,
     num_key_value_heads=16,
     max_position_embeddings=4096,
     architectures=["LlamaForCausalLM"],
     dtype="bfloat16",
 )
-SAMPLES, LENGTH = 64, 256
-BATCHES = (BATCH_TOKENS, 512)
-"""Tokens through a block at once. What a block makes of them on the way is not among the parts."""
+DATA = ((64, 256, 512), (128, 2048, 2048))
+"""Samples, their length, and tokens through a block at once: what it makes of those on the way is not among the parts.
+Little data, and the study's, whose activations are most of the memory."""
 METHODS: dict[str, tuple[type[InputStatistic], ...]] = {"wanda": (InputNorm,), "sparsegpt": (InputHessian,)}
 IMPORTS = "import calibrune.streamed, calibrune.cli, calibrune.verbs"
 LIMIT = 1.15
 
 
-def measure(shape: LlamaConfig = SHAPE, samples: int = SAMPLES, length: int = LENGTH) -> Iterator[dict[str, Any]]:
-    """A row for each method and size of batches; `value` is the peak above the imports, by the sum of the parts."""
+def measure(shape: LlamaConfig = SHAPE, data: Sequence[tuple[int, int, int]] = DATA) -> Iterator[dict[str, Any]]:
+    """A row for each method and amount of data; `value` is the peak above the imports, by the sum of the parts."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model"
         write_checkpoint(source, shape)
         imported = run_watched([sys.executable, "-c", IMPORTS])["peak"]
-        for method, batch_tokens in product(METHODS, BATCHES):
+        for (samples, length, batch_tokens), method in product(data, METHODS):
             out = Path(folder) / "pruned"
             command = ["-m", "calibrune", "prune", str(source), "--stream", "--out", str(out), "--method", method]
-            data = ["--calibration", "random", "--samples", str(samples), "--seq-len", str(length)]
-            peak = run_watched([sys.executable, *command, *data, "--batch-tokens", str(batch_tokens)])["peak"]
+            asked = ["--calibration", "random", "--samples", str(samples), "--seq-len", str(length)]
+            peak = run_watched([sys.executable, *command, *asked, "--batch-tokens", str(batch_tokens)])["peak"]
             shutil.rmtree(out)
             parts = parts_of(shape, method, samples, length)
             yield {
-                "name": f"peak memory of a streamed prune, in sums of its parts: {method}, {batch_tokens} tokens at "
-                "once",
+                "name": f"peak memory of a streamed prune, in sums of its parts: {method}, {samples} x {length}",
                 "setting": {
                     "shape": {key: getattr(shape, key) for key in SHAPE_KEYS},
                     "dtype": "bfloat16",

@@ -21,6 +21,7 @@ from calibrune.lm.loading import context_length
 from calibrune.lm.weights import loaded_blocks, names_in_blocks
 from calibrune.patterns import SparsityPattern, parse_target, percent
 from calibrune.pruners import ChecksPattern, Magnitude, PerLayer, PrunedWeight, Pruner, Wanda
+from calibrune.pruners.masks import pieces
 
 MIN_EXPERT_TOKENS = 16
 """An expert that saw fewer is pruned without looking at them, unless told otherwise."""
@@ -178,13 +179,9 @@ def prune_model(
         for block in blocks:
             for inputs in block.layers:
                 asked = allocation[inputs.layer.name]
-                layer_start = time.perf_counter()
-                fallback = _fallback(inputs, min_expert_tokens)
-                pruned = _prune_layer(inputs, Magnitude(group="row") if fallback else pruner, asked)
-                seconds = time.perf_counter() - layer_start
-                error = _output_error(inputs, pruned) if is_measured else None
-                inputs.layer.replace_weight(pruned.weight)
-                reports.append(_report(inputs, block.block.index, asked, pruned, error, seconds, fallback))
+                reports.append(
+                    _prune_layer(inputs, block.block.index, pruner, asked, min_expert_tokens, is_measured=is_measured)
+                )
             if after_block is not None:
                 after_block(block.block, [report for report in reports if report.block == block.block.index])
     return PruneReport(
@@ -306,7 +303,26 @@ def _fallback(inputs: LayerInputs, min_tokens: int) -> str | None:
     return f"magnitude within rows: {seen} calibration tokens were routed to it, fewer than {least}"
 
 
-def _prune_layer(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
+def _prune_layer(
+    inputs: LayerInputs,
+    block: int,
+    pruner: Pruner,
+    asked: SparsityPattern,
+    min_expert_tokens: int,
+    *,
+    is_measured: bool,
+) -> LayerReport:
+    """Give a layer its new weight, and say what was done; the method's own copies end here, before the next layer."""
+    start = time.perf_counter()
+    fallback = _fallback(inputs, min_expert_tokens)
+    pruned = _prune(inputs, Magnitude(group="row") if fallback else pruner, asked)
+    seconds = time.perf_counter() - start
+    error = _output_error(inputs, pruned) if is_measured else None
+    inputs.layer.replace_weight(pruned.weight)
+    return _report(inputs, block, asked, pruned, error, seconds, fallback)
+
+
+def _prune(inputs: LayerInputs, pruner: Pruner, asked: SparsityPattern) -> PrunedWeight:
     try:
         chosen = pruner.for_layer(inputs.layer.name) if isinstance(pruner, PerLayer) else pruner
         pruned = chosen.prune(inputs.layer.weight, inputs.stats, asked)
@@ -327,7 +343,10 @@ def _check_pruned(pruned: PrunedWeight, weight: Tensor) -> None:
     if not _is_finite(pruned.weight):
         how = "look for inputs that are far too large" if weight.dtype == torch.float32 else "prune in float32"
         raise RunError(f"the method returned weights that are NaN or infinite; {how}, or mend the method")
-    if ((pruned.weight != 0) & ~pruned.mask).any():
+    if any(
+        bool(some.masked_fill(stays, 0).any())
+        for some, stays in zip(pieces(pruned.weight), pieces(pruned.mask), strict=True)
+    ):
         raise RunError("the method returned weights that are not zero where its mask is False; mend the method")
 
 
@@ -336,9 +355,16 @@ def _output_error(inputs: LayerInputs, pruned: PrunedWeight) -> float | None:
     W = inputs.layer.weight
     # the products of bfloat16 weights are rounded to bfloat16, several times faster: sums of squares even that out
     X = inputs.stats[InputSample].rows.to(W.dtype if W.dtype == torch.bfloat16 else torch.float32)
-    W, change = W.to(X.dtype), W.to(X.dtype) - pruned.weight.to(X.dtype)
-    dense, changed = ((X @ matrix.T).float().square().sum(dtype=torch.float64) for matrix in (W, change))
+    dense, changed = X.new_zeros((), dtype=torch.float64), X.new_zeros((), dtype=torch.float64)
+    for before, after in zip(pieces(W), pieces(pruned.weight), strict=True):
+        before = before.to(X.dtype)
+        dense += _square_sum(X @ before.T)
+        changed += _square_sum(X @ (before - after.to(X.dtype)).T)
     return float(changed / dense) if dense > 0 else None
+
+
+def _square_sum(values: Tensor) -> Tensor:
+    return values.float().square().sum(dtype=torch.float64)
 
 
 def _report(

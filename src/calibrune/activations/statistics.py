@@ -87,8 +87,10 @@ class InputMoments(InputStatistic):
 
     def _add(self, x: Float[Tensor, "tokens in"]) -> None:
         x = x.float()
-        self._sum += x.sum(dim=0)
-        self._variance += x.var(dim=0, correction=0)
+        total = x.sum(dim=0)
+        self._sum += total
+        # `x.var(dim=0)` is the same, sixteen times slower on a processor
+        self._variance += (x - total / len(x)).square_().sum(dim=0) / len(x)
         self.sequences += 1
 
     def _join(self, other: "InputMoments") -> None:

@@ -3,10 +3,11 @@
 A mask is True where a weight **stays**, everywhere in this package.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from calibrune.errors import ConfigError, RunError
@@ -16,7 +17,7 @@ ComparisonGroup = Literal["row", "layer"]
 Selection = Literal["rank", "threshold"]
 
 AT_ONCE = 1 << 20
-"""Scores that a processor selects from at once, where they are of many rows."""
+"""Values that a processor works on at once, where they are of many rows."""
 
 
 def keep_highest(
@@ -58,6 +59,12 @@ def keep_highest(
     return _highest_of_rows(groups, n_keep).reshape(scores.shape)
 
 
+def pieces(matrix: Shaped[Tensor, "out in"]) -> Sequence[Shaped[Tensor, "some in"]]:
+    """The rows of a matrix: on a processor some at a time, so that what is made of them fits its cache."""
+    at_once = max(1, AT_ONCE // matrix.shape[-1]) if matrix.device.type == "cpu" else len(matrix)
+    return torch.split(matrix, at_once)
+
+
 def check_divisible(pattern: SparsityPattern, in_features: int) -> None:
     """Raise `ConfigError` where an N:M pattern does not fit a layer's inputs."""
     if isinstance(pattern, SemiStructured) and in_features % pattern.m:
@@ -70,10 +77,8 @@ def check_divisible(pattern: SparsityPattern, in_features: int) -> None:
 def _highest_of_rows(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor, "out in"]:
     if n_keep == rows.shape[-1]:
         return torch.ones_like(rows, dtype=torch.bool)
-    if rows.device.type != "cpu":
-        return _highest(rows, n_keep)
-    # rows know nothing of each other: by pieces that fit the processor's cache, where selections need less memory too
-    return torch.cat([_highest(some, n_keep) for some in torch.split(rows, max(1, AT_ONCE // rows.shape[-1]))])
+    # rows know nothing of each other, and selections need less memory by pieces
+    return torch.cat([_highest(some, n_keep) for some in pieces(rows)])
 
 
 def _highest(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor, "out in"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from calibrune.activations.statistics import InputNorm, InputStatistic, LayerStats
 from calibrune.errors import ConfigError
 from calibrune.patterns import SemiStructured, SparsityPattern
-from calibrune.pruners.masks import keep_highest
+from calibrune.pruners.masks import keep_highest, pieces
 from calibrune.pruners.pruner import PrunedWeight
 from calibrune.settings import settings
 
@@ -34,20 +34,23 @@ class Wanda:
             ConfigError: N:M was asked for with the cumulative selection, which leaves rows different sparsities.
         """
         self.check_pattern(pattern)
-        mask = self._mask(weight, stats, pattern)
-        return PrunedWeight(weight.masked_fill(~mask, 0), mask)
-
-    def _mask(
-        self, weight: Float[Tensor, "out in"], stats: LayerStats, pattern: SparsityPattern
-    ) -> Bool[Tensor, "out in"]:
-        scores = weight.abs().float().mul_(stats[InputNorm].rms)
-        is_cumulative = self.select == "cumulative"
-        return _above_a_share(scores, pattern.sparsity) if is_cumulative else keep_highest(scores, pattern)
+        rms = stats[InputNorm].rms
+        if self.select == "cumulative":
+            mask = _above_a_share(_scores(weight, rms), pattern.sparsity)
+        else:
+            mask = torch.empty_like(weight, dtype=torch.bool)
+            for some, chosen in zip(pieces(weight), pieces(mask), strict=True):
+                chosen.copy_(keep_highest(_scores(some, rms), pattern))
+        return PrunedWeight(torch.where(mask, weight, 0), mask)
 
     def check_pattern(self, pattern: SparsityPattern) -> None:
         """Raise `ConfigError` for N:M with the cumulative selection, which leaves rows different sparsities."""
         if self.select == "cumulative" and isinstance(pattern, SemiStructured):
             raise ConfigError(f"Wanda with select='cumulative' cannot give {pattern}; use select='rank'")
+
+
+def _scores(weight: Float[Tensor, "out in"], rms: Float[Tensor, "in"]) -> Float[Tensor, "out in"]:
+    return weight.abs().float().mul_(rms)
 
 
 def _above_a_share(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tensor, "out in"]:
