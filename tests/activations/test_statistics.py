@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from calibrune.activations import (
     InputHessian,
@@ -100,3 +101,27 @@ def test_a_feature_that_nobody_saw_has_norm_zero():
 def test_a_statistic_that_was_not_collected_is_named():
     with pytest.raises(ConfigError, match=r"InputNorm was not collected \(collected: none\)"):
         LayerStats((), 4, torch.device("cpu"))[InputNorm]
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.bfloat16, True), (torch.float16, True), (torch.float32, False)])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_gpu_rounds_the_factors_of_the_hessian_only_where_that_changes_nothing(
+    dtype: torch.dtype, exact: bool, before: bool
+):
+    matmul = torch.backends.cuda.matmul
+    allowed: list[bool] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") == "addmm_":
+                allowed.append(matmul.allow_tf32)
+            return func(*args, **(kwargs or {}))
+
+    original, matmul.allow_tf32 = matmul.allow_tf32, before
+    try:
+        with Watch():
+            InputHessian(4, torch.device("cpu")).update(torch.ones(3, 4, dtype=dtype))
+        assert allowed == [exact]
+        assert matmul.allow_tf32 is before
+    finally:
+        matmul.allow_tf32 = original

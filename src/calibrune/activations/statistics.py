@@ -5,7 +5,8 @@ batched changes nothing beyond what the model's own arithmetic does to its activ
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -120,10 +121,11 @@ class InputHessian(InputStatistic):
         """Of the panels, what lies to the right of their first column."""
 
     def _add(self, x: Float[Tensor, "tokens in"]) -> None:
-        x = x.float()
-        for start in range(0, len(self._sum), self.PANEL):
-            panel = slice(start, start + self.PANEL)
-            self._sum[panel, start:].addmm_(x[:, panel].T, x[:, start:])
+        with _tf32_where_exact(x.dtype):
+            x = x.float()
+            for start in range(0, len(self._sum), self.PANEL):
+                panel = slice(start, start + self.PANEL)
+                self._sum[panel, start:].addmm_(x[:, panel].T, x[:, start:])
 
     def _join(self, other: "InputHessian") -> None:
         self._sum += other._sum
@@ -224,6 +226,18 @@ class LayerStats:
     def tokens(self) -> int | None:
         """Input vectors seen; None where nothing was collected."""
         return next((statistic.tokens for statistic in self._by_type.values()), None)
+
+
+@contextmanager
+def _tf32_where_exact(dtype: torch.dtype) -> Iterator[None]:
+    """Let GPUs multiply with the 10 bits of TF32 what has no more than those; they sum in float32 all the same."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = dtype in (torch.bfloat16, torch.float16)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def _wide(device: torch.device) -> torch.dtype:
