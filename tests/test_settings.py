@@ -158,7 +158,7 @@ def test_the_json_schema_comes_for_free():
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.floats() | st.text()))
 def test_whatever_is_in_a_plan_the_answer_is_settings_or_a_sentence(values):
     try:
-        made = choose({"method": Method}, "method", "method", values)
+        made = choose({"method": Method}, "method", "method", values, Method)
     except ConfigError:
         return
     assert made == Method(**values)
@@ -180,18 +180,18 @@ def test_whatever_a_setting_is_given_it_takes_or_refuses(name, value):
 
 def test_a_table_gives_its_entry_or_the_nearest_name():
     table = {"wanda": Method, "ria": Method}
-    assert choose(table, "method", "wanda", {"power": 1}) == Method(power=1)
+    assert choose(table, "method", "wanda", {"power": 1}, Method) == Method(power=1)
     with pytest.raises(ConfigError, match="there is no method 'wnada'; did you mean 'wanda'"):
-        choose(table, "method", "wnada", {})
+        choose(table, "method", "wnada", {}, Method)
     with pytest.raises(ConfigError, match="there is no method 'x'; choose one of: ria, wanda"):
-        choose(table, "method", "x", {})
+        choose(table, "method", "x", {}, Method)
     with pytest.raises(ConfigError, match="there is no method 'x'; there is none to choose from"):
-        choose({}, "method", "x", {})
+        choose({}, "method", "x", {}, Method)
 
 
 def test_a_key_that_is_no_text_is_an_unknown_setting():
     with pytest.raises(ConfigError, match="Method has no setting '1'"):
-        choose({"method": Method}, "method", "method", {1: 2})
+        choose({"method": Method}, "method", "method", {1: 2}, Method)
 
 
 @given(st.text(), st.lists(st.text()))

@@ -1,11 +1,18 @@
-"""Settings are frozen dataclasses that cannot be wrong: checked when made, an unknown name is an error."""
+"""Settings are frozen dataclasses that cannot be wrong: checked when made, an unknown name is an error.
+
+What is chosen by name is in a table, or a class of anybody's: `my_package.my_module:Class`.
+"""
 
 import difflib
+import importlib
+import inspect
+import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
+from operator import attrgetter
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -56,11 +63,86 @@ def settings(kind: type[T]) -> type[T]:
     return made  # type: ignore[return-value]
 
 
-def choose(table: Mapping[str, Callable[..., T]], kind: str, name: str, options: Mapping[str, Any]) -> T:
-    """Make the entry `name` of a table of settings classes, or say which name is nearest."""
-    if name not in table:
+def choose(table: Mapping[str, type[T]], kind: str, name: str, options: Mapping[str, Any], fits: type[T]) -> T:
+    """Make what is called `name`: an entry of a table of settings classes, or `module:Class`.
+
+    Args:
+        table: by name.
+        kind: what is chosen, for errors: "method".
+        name: of the table, or where a class of one's own is.
+        options: its settings.
+        fits: the protocol that a class of one's own must fulfil.
+
+    Raises:
+        ConfigError: there is no such name, module or class, the class does not fit, or a setting is wrong.
+    """
+    found = class_named(table, kind, name)
+    given = {str(key): value for key, value in options.items()}
+    if name in table:
+        return found(**given)
+    try:
+        made = found(**given)
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001  (its own checks may raise anything)
+        raise ConfigError(f"the {kind} {name!r} cannot be made with the settings {given}: {error}") from None
+    wanted = {*inspect.get_annotations(fits), *vars(fits)}
+    missing = sorted(one for one in wanted if not one.startswith("_") and not hasattr(made, one))
+    if missing:
+        raise ConfigError(f"{name!r} is no {kind}: it has no {' and no '.join(missing)} (see docs/extending.md)")
+    return made
+
+
+def class_named(table: Mapping[str, type[T]], kind: str, name: str) -> type[T]:
+    """The class of the table that is called `name`, or the one that `module:Class` says; see `choose`."""
+    if name in table:
+        return table[name]
+    if not is_outside(name):
         raise ConfigError(f"there is no {kind} {name!r}{nearest(str(name), table)}")
-    return table[name](**{str(key): value for key, value in options.items()})
+    module, _, path = name.partition(":")
+    try:
+        holder = importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001  (a module of anybody's may break in any way)
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            said = f"there is no module {error.name!r}; is its folder on PYTHONPATH?"
+        else:
+            said = f"its module cannot be imported ({type(error).__name__}: {error}); mend it"
+        raise ConfigError(f"the {kind} {name!r} was asked for, and {said}") from None
+    try:
+        found = attrgetter(path)(holder)
+    except AttributeError:
+        own = [name for name, one in inspect.getmembers(holder, inspect.isclass) if one.__module__ == module]
+        raise ConfigError(f"the module {module!r} has no class {path!r}{nearest(path, own)}") from None
+    if not isinstance(found, type) or not is_dataclass(found):
+        raise ConfigError(
+            f"the {kind} {name!r} must be a dataclass, so that its settings are known and recorded, got {found!r}"
+        )
+    return cast(type[T], found)
+
+
+def is_outside(name: object) -> bool:
+    """Whether a name says where a class of one's own is.
+
+    >>> is_outside("my_package.my_module:Mine"), is_outside("wanda"), is_outside("C:/texts")
+    (True, False, False)
+    """
+    return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", name) is not None
+
+
+def class_record(value: object) -> dict[str, str]:
+    """For records: what a class of one's own is called; nothing of those in this package, whose records name them.
+
+    What the class does is not in it: edited under the same name, it is taken for the same.
+    """
+    kind = type(value)
+    if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return {}
+    return {"class": f"{kind.__module__}:{kind.__qualname__}"}
+
+
+def setting_names(kind: type) -> set[str]:
+    """The names of the settings of a settings class, or of a dataclass of one's own."""
+    return {f.name for f in fields(kind) if f.init}
 
 
 def defaults(kind: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -68,7 +150,11 @@ def defaults(kind: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
     A default that is itself a settings object is given by its class's name in small letters, as it is asked for.
     """
-    known: Mapping[str, Any] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    known: Mapping[str, Any] | None = getattr(kind, "__pydantic_fields__", None)
+    if known is None:  # a plain dataclass of one's own
+        return {
+            f.name: f.default for f in fields(kind) if f.init and f.name not in without and f.default is not MISSING
+        }
     return {
         name: type(field.default).__name__.lower() if is_dataclass(field.default) else field.default
         for name, field in known.items()
@@ -81,13 +167,13 @@ def taken(
 ) -> dict[str, Any]:
     """Take the options that are settings of this class out of `options`; `rename`: option -> name of the setting."""
     rename = rename or {}
-    names = {f.name for f in fields(kind) if f.name not in without and f.name not in rename.values()} | rename.keys()
+    names = (setting_names(kind) - {*without, *rename.values()}) | rename.keys()
     return {rename.get(name, name): options.pop(name) for name in names & options.keys()}
 
 
 def record(setting: Any) -> dict[str, Any]:
-    """The values of a settings object as JSON; settings inside it say what they are as well."""
-    return {
+    """The values of a settings object as JSON, and what it is, where it is a class of one's own or inside another's."""
+    return class_record(setting) | {
         field.name: {"kind": type(value).__name__, **record(value)} if is_dataclass(value) else value
         for field in fields(setting)
         for value in [getattr(setting, field.name)]

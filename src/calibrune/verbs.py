@@ -44,6 +44,7 @@ from calibrune.proxies.compare import (
     check_criterion,
     measure,
     of_one_size,
+    proxies_with,
     rank,
 )
 from calibrune.prune import MIN_EXPERT_TOKENS, check_allocatable, check_pattern, needs_data, prune_model
@@ -84,9 +85,9 @@ def prune(
     method_name, method_options = parse_spec(method)
     if method_name in ALLOCATORS:
         raise ConfigError(f"{method_name!r} is no method but shares the sparsity out: use --allocation {method_name}")
-    pruner = choose(PRUNERS, "method", method_name, method_options)
+    pruner = choose(PRUNERS, "method", method_name, method_options, Pruner)
     allocator_name, allocator_options = parse_spec(allocation)
-    allocator = choose(ALLOCATORS, "allocator", allocator_name, allocator_options)
+    allocator = choose(ALLOCATORS, "allocator", allocator_name, allocator_options, Allocator)
     check_pattern(pruner, pattern, allocator)
     _check_choice("propagate", propagate, get_args(Propagate))
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
@@ -300,7 +301,8 @@ def quality(
 
     context = Context(lm, own_samples)
     names = _names(specs)
-    measured = [measure(name, one, context) for name, one in zip(names, sets, strict=True)]
+    proxies = proxies_with(by)
+    measured = [measure(name, one, context, proxies) for name, one in zip(names, sets, strict=True)]
     return {
         "model": lm.source | {"weights": weights_fingerprint(lm.model)},
         "size": {"samples": n, "seq_len": length},

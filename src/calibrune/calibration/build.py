@@ -22,7 +22,7 @@ from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.pace import Reader
 from calibrune.corpora.sampling import SAMPLER, documents_in_random_order
 from calibrune.errors import CalibrationError, ConfigError
-from calibrune.settings import settings
+from calibrune.settings import class_record, settings
 
 ADDED_TOKENS = 4
 """At most so many tokens do windows put around a text."""
@@ -50,7 +50,7 @@ class CalibrationRecipe:
     def describe(self) -> dict[str, Any]:
         """The recipe as JSON."""
         return {
-            "source": self.corpus.describe(),
+            "source": class_record(self.corpus) | self.corpus.describe(),
             "filters": [describe_filter(one) for one in self.filters],
             "windows": asdict(self.windows),
             "n_samples": self.n_samples,

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from calibrune.calibration.filters import Filter, describe_filter
 from calibrune.corpora.document import Corpus, Document
 from calibrune.seeds import seed_for
-from calibrune.settings import settings
+from calibrune.settings import class_record, settings
 
 
 def turns_of(weights: Sequence[float], n: int) -> list[int]:
@@ -105,7 +105,7 @@ class Mixture:
                 {
                     "name": name,
                     "weight": part.weight,
-                    "source": part.corpus.describe(),
+                    "source": class_record(part.corpus) | part.corpus.describe(),
                     "filters": [describe_filter(one) for one in part.filters],
                 }
                 for name, part in zip(self.names, self.parts, strict=True)

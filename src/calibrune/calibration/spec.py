@@ -17,7 +17,7 @@ from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import Windows
 from calibrune.corpora.chat import Chat
 from calibrune.corpora.document import Corpus
-from calibrune.corpora.engines import ENGINES
+from calibrune.corpora.engines import ENGINES, Engine
 from calibrune.corpora.files import READERS, FileCorpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.hub import HubCorpus
@@ -26,7 +26,7 @@ from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
 from calibrune.lm.loading import LanguageModel
-from calibrune.settings import choose, defaults, nearest, taken
+from calibrune.settings import choose, class_named, defaults, is_outside, nearest, setting_names, taken
 
 SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
@@ -36,6 +36,9 @@ SOURCES = {
 
 STUDY = {"n_texts": 5000, "max_new_tokens": 2048, "prefix_tokens": 2, "among": 5000, "drop_highest": 0.2}
 """`selfgen:preset=study`: what the study's scripts do (Ji et al., 2025); its sampling is the default anyway."""
+
+NO_CORPORA: dict[str, type[Corpus]] = {}
+"""Those of this package are made each in its own way; only classes of one's own are chosen by name alone."""
 
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 2048
 
@@ -89,9 +92,20 @@ def short_name(spec: str) -> str:
     """
     parts = [re.split(_OPTION, part) for part in parts_of(spec)]
     return " + ".join(
-        ":".join([Path(source).name.partition(".")[0] or source, *(re.sub(_FOLDERS, "", one) for one in options)])
-        for source, *options in parts
+        ":".join([_short(source), *(re.sub(_FOLDERS, "", one) for one in options)]) for source, *options in parts
     )
+
+
+def _short(source: str) -> str:
+    return source.partition(":")[2] if _is_class(source) else Path(source).name.partition(".")[0] or source
+
+
+def _is_class(source: str) -> bool:
+    return is_outside(source) and not Path(source).exists()
+
+
+def _corpus_class(source: str) -> type:
+    return class_named(NO_CORPORA, "source", source)
 
 
 def build_calibration(
@@ -101,7 +115,8 @@ def build_calibration(
 
     Args:
         spec: a folder made by `calibrate`; a `.safetensors` with integer `input_ids`; a file of documents; `selfgen`;
-            `random`; a dataset of the hub by its name in `NAMED`, or `hub/OWNER/NAME`. Options follow as `:key=value`.
+            `random`; a dataset of the hub by its name in `NAMED`, or `hub/OWNER/NAME`; a corpus of one's own,
+            `module:Class`. Options follow as `:key=value`.
             Several with commas are a mixture, each with its `:weight=` (1 if not given); see `Mixture`.
             A name wins over a file that is called so: write `./c4` for that.
         lm: the model that is to be calibrated.
@@ -153,8 +168,8 @@ def check_options(spec: str) -> None:
     """Raise `ConfigError` for an option that its source does not know; nothing is opened or fetched."""
     for source, options in map(parse_spec, parts_of(spec)):
         known = {"weight", *(name for group in options_of(source).values() for name in group)}
-        if source == "selfgen":
-            known |= {"url", *defaults(ENGINES.get(str(options.get("engine")), Chat))}
+        if source == "selfgen" and "engine" in options:
+            known |= setting_names(class_named(ENGINES, "engine", str(options["engine"])))
         for name in options:
             if name not in known:
                 raise _no_such_option(source, name, known)
@@ -284,12 +299,11 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     chat = Chat(**taken(options, Chat))
     own = taken(options, SelfGeneration, without=_NOT_IN_A_SPEC)
     name = str(options.pop("engine", "transformers"))
-    # an unknown engine has no options, and is told of below
-    engine = choose(ENGINES, "engine", name, taken(options, ENGINES.get(name, Chat)))
+    engine = choose(ENGINES, "engine", name, taken(options, class_named(ENGINES, "engine", name)), Engine)
     prompts = own.get("prompts", "random")
     if prompts not in PROMPTS:
         path = Path(str(prompts)).expanduser()
-        is_named = hub_settings(str(prompts)) is not None
+        is_named = hub_settings(str(prompts)) is not None or _is_class(str(prompts))
         if not is_named and not path.exists() and not any(ending in path.name for ending in READERS):
             raise ConfigError(
                 f"there are no prompts {str(prompts)!r}{nearest(str(prompts), (*PROMPTS, *NAMED))}; or give the "
@@ -317,11 +331,13 @@ def _text(source: str, path: Path, options: dict[str, Any]) -> Corpus:
     return _file(source, path, options)
 
 
-def _file(source: str, path: Path, options: dict[str, Any]) -> FileCorpus:
+def _file(source: str, path: Path, options: dict[str, Any]) -> Corpus:
+    if _is_class(source):
+        return choose(NO_CORPORA, "source", source, taken(options, _corpus_class(source)), Corpus)
     if not path.exists() and not any(ending in path.name for ending in READERS):
         raise ConfigError(
             f"there is no calibration source {source!r}, and no such file ({', '.join(READERS)}, packed or not, or a "
-            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`"
+            f".safetensors with input_ids), nor a folder made by `calibrune calibrate`, nor a class `module:Class`"
             f"{nearest(source, (*SOURCES, *NAMED))}"
         )
     corpus = FileCorpus(path=path, **taken(options, FileCorpus, without=("path",)))
@@ -342,6 +358,8 @@ def options_of(source: str) -> dict[str, dict[str, Any]]:
     elif (preset := hub_settings(source)) is not None:
         plain = defaults(HubCorpus, without=("name", "licence", "instead"))
         said = {"dataset": {name: preset.get(name, default) for name, default in plain.items()}}
+    elif _is_class(source):
+        said = {"yours": dict.fromkeys(sorted(setting_names(_corpus_class(source))))}
     else:
         said = {"file": defaults(FileCorpus, without=("path", "name"))}
     return said | filter_options(source) | windows

@@ -35,6 +35,7 @@ Place = Annotated[
 calibrune study run plans/two-core/quickstart.yaml --data my-data
 calibrune study run plans/two-core/quickstart.yaml --data my-data --dry-run
 calibrune study run my-plan.yaml --ray auto --per-run cpus=4,gpus=1
+calibrune study run my-plan.yaml --track trackio
 calibrune study run my-plan.yaml --set seeds=20 --out studies/mine --retry-failed
 """,
     group=study,
@@ -59,6 +60,10 @@ def run(
         str,
         typer.Option(metavar="KEY=VALUE,...", help="With --ray, what a run is given: cpus, gpus, memory_gb, retries."),
     ] = "",
+    track: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Tell a tracker of every run: trackio, wandb, mlflow, or module:Class."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Do the runs of a plan that are not done yet; killed, the same command goes on where it was."""
@@ -66,14 +71,24 @@ def run(
     from calibrune.study.judgement import outlook_text
     from calibrune.study.reading import read_plan
     from calibrune.study.runner import run_study
+    from calibrune.study.tracking import tracker_of
 
     read = read_plan(plan, settings or ())
+    tracker = None if track is None else tracker_of(track)
     if dry_run:
         read.check(data)
         found = outlook(read) | {"seeds": outlook_text(read)}
         return _print_json(found) if as_json else typer.echo(_outlook_text(found))
     executor = _executor(ray, per_run, data, device)
-    found = run_study(read, _folder(read, out), data=data, device=device, retry_failed=retry_failed, executor=executor)
+    found = run_study(
+        read,
+        _folder(read, out),
+        data=data,
+        device=device,
+        retry_failed=retry_failed,
+        executor=executor,
+        tracker=tracker,
+    )
     if as_json:
         _print_json(found)
     else:

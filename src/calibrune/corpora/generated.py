@@ -26,7 +26,7 @@ from calibrune.errors import CorpusError
 from calibrune.lm.generation import Sampling, end_token_ids
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 from calibrune.seeds import seed_for
-from calibrune.settings import settings
+from calibrune.settings import class_record, settings
 
 FORMAT = 1
 """Counts changes of the generator that change what is written for the same settings."""
@@ -75,7 +75,11 @@ class SelfGeneration:
             "kind": "self-generated text",
             "name": self.name,
             "model": self.model.source | {"weights": self._weights},
-            "prompts": self.prompts.describe() if isinstance(self.prompts, Corpus) else self.prompts,
+            "prompts": (
+                class_record(self.prompts) | self.prompts.describe()
+                if isinstance(self.prompts, Corpus)
+                else self.prompts
+            ),
             "prefix_tokens": self.prefix_tokens if from_corpus else None,
             "sampling": asdict(self.sampling),
             "max_new_tokens": self.max_new_tokens if from_chat else self._legs()[0].room,
@@ -83,6 +87,7 @@ class SelfGeneration:
             "n_texts": self.n_texts,
             "end_token_ids": list(self._end_ids),
             "seed": self.seed,
+            **class_record(self.engine),
             **session.describe(),
             "format": FORMAT,
             "licence": "the model's own; no text of anybody's but the prompts' first tokens",

@@ -7,10 +7,11 @@ from statistics import stdev
 from typing import Any
 
 from calibrune.calibration.calibration_set import CalibrationSet
+from calibrune.calibration.spec import parse_spec
 from calibrune.errors import ConfigError
 from calibrune.proxies import PROXIES, Context, PerSample, Proxy
 from calibrune.proxies.proxy import check_scorable
-from calibrune.settings import nearest
+from calibrune.settings import choose
 
 CRITERION = "min_k_plus_plus"
 """What sets are ranked by, unless told otherwise."""
@@ -47,9 +48,24 @@ class Ranking:
     cautions: tuple[str, ...]
 
 
+def proxy_of(text: str) -> Proxy:
+    """The proxy that is called so: NAME[:key=value], or `module:Class`.
+
+    Raises:
+        ConfigError: there is none, or a setting is wrong.
+    """
+    return choose(PROXIES, "proxy", *parse_spec(text), Proxy)
+
+
+def proxies_with(by: str = CRITERION) -> dict[str, Proxy]:
+    """All of the table with their defaults, and the one to rank by, where it is not among them."""
+    made: dict[str, Proxy] = {name: kind() for name, kind in PROXIES.items()}
+    return made if by in made else made | {by: proxy_of(by)}
+
+
 def measure(name: str, data: CalibrationSet, context: Context, proxies: Mapping[str, Proxy] | None = None) -> Measured:
     """Measure a set by every proxy (the table's own with their defaults, unless others are given)."""
-    chosen = {key: kind() for key, kind in PROXIES.items()} if proxies is None else proxies
+    chosen = proxies_with() if proxies is None else proxies
     return Measured(
         name,
         data.fingerprint,
@@ -73,9 +89,7 @@ def of_one_size(sets: Sequence[CalibrationSet]) -> list[CalibrationSet]:
 
 def check_criterion(by: str) -> None:
     """Raise `ConfigError` unless sets can be ranked by this proxy."""
-    if by not in PROXIES:
-        raise ConfigError(f"there is no proxy {by!r} to rank by{nearest(by, PROXIES)}")
-    if PROXIES[by].better == "unknown":
+    if proxy_of(by).better == "unknown":
         raise ConfigError(f"of {by!r} nobody knows whether more is better: rank by another proxy, such as {CRITERION}")
 
 
@@ -86,7 +100,7 @@ def rank(measured: Sequence[Measured], by: str = CRITERION) -> Ranking:
         ConfigError: there is no such proxy, or it points no way.
     """
     check_criterion(by)
-    sign = -1 if PROXIES[by].better == "higher" else 1
+    sign = -1 if proxy_of(by).better == "higher" else 1
     # what cannot be told comes last
     ordered = sorted(measured, key=lambda one: _key(one.values[by], sign))
     return Ranking(by, tuple(one.name for one in ordered), _reason(ordered, by), tuple(_cautions(ordered, by)))
@@ -117,7 +131,7 @@ def _key(value: float, sign: int) -> tuple[bool, float]:
 
 
 def _reason(ordered: Sequence[Measured], by: str) -> str:
-    kind, best = PROXIES[by], ordered[0]
+    kind, best = proxy_of(by), ordered[0]
     said = f"{best.name} comes first by {by} ({best.values[by]:.4g}; {kind.better} is better): {kind.founded}."
     if len(ordered) < 2:
         return said

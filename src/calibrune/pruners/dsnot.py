@@ -29,8 +29,8 @@ def _by_name(given: Any) -> Any:
     """`sparsegpt`, or `{name: sparsegpt, damping: 0.1}`."""
     if isinstance(given, Mapping) and "name" in given:
         options = {key: value for key, value in given.items() if key != "name"}
-        return choose(INITIAL, "initial method", str(given["name"]), options)
-    return choose(INITIAL, "initial method", given, {}) if isinstance(given, str) else given
+        return choose(INITIAL, "initial method", str(given["name"]), options, Pruner)
+    return choose(INITIAL, "initial method", given, {}, Pruner) if isinstance(given, str) else given
 
 
 @settings

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from calibrune.proxies import PROXIES
+from calibrune.proxies.compare import CRITERION, proxies_with
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture, Section
 from calibrune.report.plots import bar_chart, histograms
 from calibrune.report.tables import Cell, Table
@@ -23,10 +23,10 @@ BARS = {
 HISTOGRAMS = {"perplexity": "perplexity of a sample", "min_k_plus_plus": "Min-K%++ of a sample"}
 
 
-def proxies_table(sets: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for every proxy, a column for every set."""
+def proxies_table(sets: Sequence[Mapping[str, Any]], by: str = CRITERION) -> Table:
+    """A row for every proxy, also for one of anybody's that sets are ranked by, and a column for every set."""
     columns = ["proxy", "better", *(one["name"] for one in sets)]
-    return Table(columns, [[name, kind.better, *_values(sets, name)] for name, kind in PROXIES.items()])
+    return Table(columns, [[name, kind.better, *_values(sets, name)] for name, kind in proxies_with(by).items()])
 
 
 def comparison_text(found: Mapping[str, Any]) -> str:
@@ -37,8 +37,9 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     if ranking := found.get("ranking"):
         sets = _in_order(found)
         lines += _filled(f"From left to right as ranked by {ranking['by']}.")
-    for some in _that_fit(sets):
-        lines += ["", proxies_table(some).text()]
+    by = ranking["by"] if ranking else CRITERION
+    for some in _that_fit(sets, by):
+        lines += ["", proxies_table(some, by).text()]
     if ranking:
         lines += ["", *_filled(f"Ranking: {' > '.join(ranking['order'])}"), "", *_filled(ranking["reason"])]
         lines += [line for caution in ranking["cautions"] for line in _filled(caution, "- ")]
@@ -56,7 +57,7 @@ def comparison_page(found: Mapping[str, Any]) -> Page:
         *(Paragraph(caution) for caution in ranking["cautions"]),
         Heading("Every proxy"),
         Grid(
-            proxies_table(sets),
+            proxies_table(sets, ranking["by"]),
             "From left to right in the order of the ranking. A dash: the set does not say what the proxy needs, or the "
             "model's own samples give it nothing to compare with (no outlier channel).",
         ),
@@ -65,7 +66,7 @@ def comparison_page(found: Mapping[str, Any]) -> Page:
         Heading("How the samples are spread"),
         *_histograms(sets),
         Heading("What the proxies are"),
-        Grid(_meanings()),
+        Grid(_meanings(ranking["by"])),
         Heading("The sets"),
         Grid(Table(["set", "fingerprint", "asked for"], asked)),
     ]
@@ -91,11 +92,11 @@ def _in_order(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [by_name[name] for name in found["ranking"]["order"]]
 
 
-def _that_fit(sets: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _that_fit(sets: Sequence[Mapping[str, Any]], by: str) -> list[list[Mapping[str, Any]]]:
     """The sets shared out over tables that are no wider than the terminal; one set is in each at the least."""
     tables: list[list[Mapping[str, Any]]] = [[]]
     for one in sets:
-        lines = proxies_table([*tables[-1], one]).text().splitlines()
+        lines = proxies_table([*tables[-1], one], by).text().splitlines()
         if tables[-1] and max(map(len, lines)) > columns():
             tables.append([])
         tables[-1].append(one)
@@ -111,7 +112,7 @@ def _bars(sets: Sequence[Mapping[str, Any]], proxy: str, title: str) -> Picture:
     values = [row["value"] for row in rows if row["value"] is not None and isfinite(row["value"])]
     log = proxy == "perplexity" and bool(values) and min(values) > 0
     svg = bar_chart(
-        rows, "set", "value", error=error, title=title, y_title=PROXIES[proxy].better + " is better", log=log
+        rows, "set", "value", error=error, title=title, y_title=proxies_with()[proxy].better + " is better", log=log
     )
     has_lines = error is not None and any(row["error"] for row in rows)
     caption = "Lines: one standard error over the samples to either side." if has_lines else ""
@@ -133,8 +134,8 @@ def _values(sets: Sequence[Mapping[str, Any]], proxy: str) -> list[Cell]:
     return [value if value is not None and isfinite(value) else None for value in found]
 
 
-def _meanings() -> Table:
-    rows = [[name, (kind.__doc__ or "").partition("\n")[0], kind.founded] for name, kind in PROXIES.items()]
+def _meanings(by: str) -> Table:
+    rows = [[name, (kind.__doc__ or "").partition("\n")[0], kind.founded] for name, kind in proxies_with(by).items()]
     return Table(["proxy", "what it is", "what it rests on"], rows)
 
 

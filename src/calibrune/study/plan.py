@@ -15,6 +15,7 @@ from calibrune.errors import ConfigError
 from calibrune.patterns import parse_target, percent
 from calibrune.prune import MIN_EXPERT_TOKENS, check_pattern, needs_data
 from calibrune.settings import settings
+from calibrune.study.plan_file import placed
 from calibrune.study.spec import Evaluation, Model, Recipe, RunSpec, is_remote, located
 
 MARGIN = 0.01
@@ -93,7 +94,7 @@ class StudyPlan:
                         found[_without_idle(spec)] = None
         for one, n in zip(self.exclude, hits, strict=True):
             if not n:
-                raise ConfigError(f"{one.where}: no run is like this, so nothing is left out; see --dry-run")
+                raise placed(one.where, ConfigError("no run is like this, so nothing is left out; see --dry-run"))
         return tuple(found)
 
     def check(self, data: Path | None, *, fetch: bool = False) -> None:
@@ -138,9 +139,9 @@ def what_it_says(spec: RunSpec) -> dict[str, set[str]]:
     """What an exclusion can go by, each in all the ways in which it can be written."""
     said = {
         "model": {spec.model.name},
-        "pruner": {str(spec.pruner), str(spec.pruner).partition(":")[0]},
+        "pruner": {str(spec.pruner), parse_spec(str(spec.pruner))[0]},
         "pattern": {str(spec.pattern), percent(str(spec.pattern))},
-        "allocator": {str(spec.allocator), str(spec.allocator).partition(":")[0]},
+        "allocator": {str(spec.allocator), parse_spec(str(spec.allocator))[0]},
         "propagation": {str(spec.propagation)},
         "seed": {str(spec.seed)},
     }

@@ -33,11 +33,7 @@ class PlanFile:
         try:
             yield
         except ConfigError as error:
-            if getattr(error, "is_placed", False):
-                raise
-            placed = ConfigError(f"{self.where(*place)}: {error}")
-            placed.is_placed = True  # type: ignore[attr-defined]
-            raise placed from None
+            raise placed(self.where(*place), error) from None
 
     def where(self, *place: str | int) -> str:
         """ "plan.yaml, line 7 (calibration)", of the nearest value around that stands in the file."""
@@ -62,6 +58,15 @@ class PlanFile:
             if given is None or given == []:
                 raise ConfigError("nothing is listed; name one or more, or leave the key out")
         return list(given) if isinstance(given, list) else [given]
+
+
+def placed(where: str, error: ConfigError) -> ConfigError:
+    """The error with its file and line, if it has none yet."""
+    if getattr(error, "is_placed", False):
+        return error
+    found = ConfigError(f"{where}: {error}")
+    found.is_placed = True  # type: ignore[attr-defined]
+    return found
 
 
 def read_plan_file(path: Path) -> PlanFile:

@@ -1,6 +1,6 @@
 """From a plan's file to a plan: every key is known, every value checked, every error names its line."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from calibrune.evaluation.tasks import parse_tasks
 from calibrune.evaluation.texts import DATASETS, protocol_of
 from calibrune.patterns import parse_target
 from calibrune.proxies import PROXIES
+from calibrune.proxies.compare import proxy_of
 from calibrune.prune import MIN_EXPERT_TOKENS
 from calibrune.settings import nearest
 from calibrune.study.plan import MARGIN, Exclusion, Grid, StudyPlan
@@ -25,6 +26,8 @@ KEYS = (
     *("name", "title", "about", "extends", *AXES, "samples", "seq_len", "evaluations", "proxies", "batch_tokens"),
     *("min_expert_tokens", "include", "exclude", "baseline", "margin"),
 )
+_Reader = Callable[[PlanFile, Any, Place], list[Any]]
+
 OF_A_RECIPE = ("source", "name", "samples", "seq_len", "pool")
 WHAT_A_RUN_SAYS = (
     *("model", "source", "calibration", "samples", "seq_len", "pool", "pruner", "pattern", "allocator"),
@@ -85,8 +88,9 @@ def _grid(file: PlanFile, values: dict[str, Any], places: Mapping[str, Place]) -
     for needed in ("models", "pruners", "patterns"):
         if needed not in values:
             raise ConfigError(f"{file.where()}: the plan has no {needed}: name one or more")
-    read = {"models": _model, "calibration": _recipes, "pruners": _methods(pruner_of)}
-    read |= {"patterns": _pattern, "allocators": _methods(allocator_of), "propagation": _propagation, "seeds": _seeds}
+    read: dict[str, _Reader] = {"models": _model, "calibration": _recipes, "patterns": _pattern, "seeds": _seeds}
+    read |= {"pruners": _methods(pruner_of, "method"), "allocators": _methods(allocator_of, "allocator")}
+    read |= {"propagation": _propagation}
     made: dict[str, tuple[Any, ...]] = {}
     for axis, given in values.items():
         place, found = places[axis], []
@@ -156,21 +160,23 @@ def _plain(spec: str) -> str:
     return ",".join(render(s, {k: v for k, v in options.items() if k == "weight"}) for s, options in parts)
 
 
-def _methods(make: Any) -> Any:
-    def read(file: PlanFile, given: Any, place: Place) -> list[str]:
-        name, options = parse_spec(given) if isinstance(given, str) else ("", {})
-        if isinstance(given, dict):
-            options = dict(given)
-            name = str(options.pop("name", ""))
-        if not name:
-            raise ConfigError(f"{given!r} names no method; write `wanda`, or {{name: wanda, ...}}")
-        lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
-        found = [render(name, dict(zip(lists, one, strict=True))) for one in product(*lists.values())]
-        for one in found:
-            make(one)
-        return found
+def _methods(make: Callable[[str], object], kind: str) -> _Reader:
+    return lambda file, given, place: _chosen(make, kind, given)
 
-    return read
+
+def _chosen(make: Callable[[str], object], kind: str, given: Any) -> list[str]:
+    """What a plan names, as NAME[:key=value]; `{name: NAME, key: [1, 2]}` is two. Each is made, for it may be wrong."""
+    name, options = parse_spec(given) if isinstance(given, str) else ("", {})
+    if isinstance(given, dict):
+        options = dict(given)
+        name = str(options.pop("name", ""))
+    if not name:
+        raise ConfigError(f"{given!r} names no {kind}; write its name, or {{name: ..., setting: ...}}")
+    lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    found = [render(name, dict(zip(lists, one, strict=True))) for one in product(*lists.values())]
+    for one in found:
+        make(one)
+    return found
 
 
 def _pattern(file: PlanFile, given: Any, place: Place) -> list[str]:
@@ -208,13 +214,12 @@ def _evaluations(file: PlanFile) -> Iterator[Evaluation]:
 def _proxies(file: PlanFile) -> list[str]:
     if file.get("proxies") in (None, []):
         return []
-    found = file.sequence(file.get("proxies"), "proxies")
-    found = list(PROXIES) if found == ["all"] else found
-    for i, name in enumerate(found):
-        if name not in PROXIES:
-            with file.at("proxies", i):
-                raise ConfigError(f"there is no proxy {name!r}{nearest(str(name), PROXIES)}")
-    return found
+    given = file.sequence(file.get("proxies"), "proxies")
+    found: list[str] = []
+    for i, one in enumerate(list(PROXIES) if given == ["all"] else given):
+        with file.at("proxies", i):
+            found += _chosen(proxy_of, "proxy", one)
+    return list(dict.fromkeys(found))
 
 
 def _exclusions(file: PlanFile) -> Iterator[Exclusion]:

@@ -13,6 +13,7 @@ from calibrune.study.execution import Executor, InProcess
 from calibrune.study.plan import StudyPlan, as_yaml
 from calibrune.study.results import Results
 from calibrune.study.spec import RunSpec
+from calibrune.study.tracking import Tracker, Tracking
 from calibrune.study.workbench import failed
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def run_study(
     device: str = "auto",
     retry_failed: bool = False,
     executor: Executor | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Do all runs of a plan that have no row yet, and return how the study stands, as `status` does.
 
@@ -41,6 +43,7 @@ def run_study(
         device: as for `load_model`.
         retry_failed: do the runs again whose last row is an error.
         executor: who does the runs; this process, unless told otherwise.
+        tracker: is told of every row that it was not told of before.
 
     Raises:
         ConfigError: the plan cannot be carried out.
@@ -55,7 +58,14 @@ def run_study(
         write_whole(out / PLAN, as_yaml(plan).encode())
         executor = executor or InProcess(data, device)
         latest = results.latest()
+        tracking = None if tracker is None else Tracking(tracker, plan.name, results)
         clock = _TimeLeft(plan.runs, latest)
+
+        def keep(row: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
+            results.append(row, record)
+            if tracking is not None:
+                tracking.note(row)
+
         for model in plan.models:
             mine = [spec for spec in plan.runs if spec.model == model]
             try:
@@ -64,13 +74,15 @@ def run_study(
                 if len(plan.models) == 1:
                     raise
                 log.warning("%s cannot be read, so its %d runs are left out: %s", model.name, len(mine), error)
-                _note_failures(results, latest, mine, error)
+                for spec in mine:
+                    if spec.key not in latest:
+                        keep(*failed(spec, str(error)))
                 continue
             wanted = [spec for spec in pinned if _is_wanted(latest.get(spec.key), retry_failed)]
             clock.begin(len(pinned) - len(wanted))
             _note(results, clock, wanted[0] if wanted else None)
             for i, (spec, (row, record)) in enumerate(executor.outcomes(wanted), 1):
-                results.append(row, record)
+                keep(row, record)
                 clock.done(spec, row)
                 log.info("%s %s: %s", clock, spec, row.get("error") or f"{row['seconds']['all']:.0f} s")
                 _note(results, clock, wanted[i] if i < len(wanted) else None)
@@ -116,14 +128,6 @@ def _check_folder(plan: StudyPlan, out: Path) -> None:
             f"{out} holds the study {name!r}, and this is {plan.name!r}: give it another --out (a plan that grew keeps "
             f"its name, and goes on)"
         )
-
-
-def _note_failures(
-    results: Results, latest: Mapping[str, Any], specs: Sequence[RunSpec], error: CalibruneError
-) -> None:
-    for spec in specs:
-        if spec.key not in latest:
-            results.append(failed(spec, str(error)).row)
 
 
 def _note(results: Results, clock: "_TimeLeft", spec: RunSpec | None) -> None:

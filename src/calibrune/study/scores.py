@@ -115,7 +115,7 @@ def read_scores(plan: StudyPlan, results: Results) -> Scores:
         head = {"arm": replace(specs[id], seed=None).id, "seed": specs[id].seed, "key": row["key"]}
         items = results.items(row)
         for score, own in zip([*row["scores"], *_mean(row["scores"])], [*items, []], strict=False):
-            dataset, metric = _names(score, row["scores"])
+            dataset, metric = names_of(score, row["scores"])
             value = score["value"]
             is_share = score["higher_is_better"] and value is not None and 0 <= value <= 1
             known.setdefault((dataset, metric), Measure(dataset, metric, score["higher_is_better"], is_share))
@@ -160,8 +160,8 @@ def _mean(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"dataset": MEAN, "metric": "", "value": value, "stderr": error, "higher_is_better": True}]
 
 
-def _names(score: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The names of a score, numbered where a row has two of one name: a text by two protocols."""
+def names_of(score: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Dataset and metric of a score, numbered where a row has two of one name: a text by two protocols."""
     twins = [one for one in scores if (one["dataset"], one["metric"]) == (score["dataset"], score["metric"])]
     place = next((i for i, one in enumerate(twins, 1) if one is score), 1)
     return score["dataset"], score["metric"] + (f" ({place})" if place > 1 else "")

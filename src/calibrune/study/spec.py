@@ -176,12 +176,12 @@ def _versions_of(spec: RunSpec) -> dict[str, str]:
 
 def pruner_of(text: str) -> Pruner:
     """The method that a plan names: NAME[:key=value]."""
-    return choose(PRUNERS, "method", *parse_spec(text))
+    return choose(PRUNERS, "method", *parse_spec(text), Pruner)
 
 
 def allocator_of(text: str) -> Allocator:
     """The allocator that a plan names: NAME[:key=value]."""
-    return choose(ALLOCATORS, "allocator", *parse_spec(text))
+    return choose(ALLOCATORS, "allocator", *parse_spec(text), Allocator)
 
 
 def render(name: str, options: Mapping[str, Any]) -> str:

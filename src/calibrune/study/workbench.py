@@ -22,8 +22,8 @@ from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_tex
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import compute, load_model, weights_fingerprint
 from calibrune.patterns import parse_pattern
-from calibrune.proxies import PROXIES, Context
-from calibrune.proxies.compare import OWN_SAMPLES
+from calibrune.proxies import Context
+from calibrune.proxies.compare import OWN_SAMPLES, proxy_of
 from calibrune.prune import PruneReport, check_allocatable, needs_data, prune_model
 from calibrune.seeds import seed_for
 from calibrune.study.samples import KINDS, SampleStatistics
@@ -172,7 +172,7 @@ class Workbench:
             self._contexts[size] = Context(self.lm, lambda: self._own_samples(*size))
         for name in spec.proxies:
             if (name, data.fingerprint) not in self._measured:
-                self._measured[name, data.fingerprint] = PROXIES[name]().measure(data, self._contexts[size])
+                self._measured[name, data.fingerprint] = proxy_of(name).measure(data, self._contexts[size])
         return {name: self._measured[name, data.fingerprint] for name in spec.proxies}
 
     def _own_samples(self, n: int, length: int) -> CalibrationSet:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from calibrune.corpora.document import Document
 from calibrune.errors import ConfigError
+from calibrune.settings import class_record
 
 
 @runtime_checkable
@@ -38,8 +39,8 @@ def describe_filter(one: Filter) -> dict[str, Any]:
     """A filter's own record where it has one, else its kind and its settings."""
     if hasattr(one, "describe"):
         own: dict[str, Any] = one.describe()
-        return own
-    return {"kind": type(one).__name__, **asdict(one)}  # type: ignore[call-overload]
+        return class_record(one) | own
+    return {"kind": type(one).__name__, **class_record(one), **asdict(one)}  # type: ignore[call-overload]
 
 
 def import_filter_library(module: str, package: str, extra: str = "filters") -> Any:

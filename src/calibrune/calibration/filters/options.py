@@ -9,7 +9,7 @@ from calibrune.calibration.filters import FILTERS, Filter, PerplexityFilter, des
 from calibrune.calibration.scores import DocumentScorer
 from calibrune.errors import ConfigError
 from calibrune.lm.loading import LanguageModel, load_model
-from calibrune.settings import defaults, taken
+from calibrune.settings import choose, defaults, taken
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "length": {"min_chars": None, "max_chars": None},
@@ -31,13 +31,21 @@ SCORING = {
 
 OF_THE_SCORER = ("scorer", "rescore")
 
+OWN = "filter"
+"""The option that names filters of one's own, `module:Class` or `{name: module:Class, setting: ...}`, or a list."""
+
 
 def filters_of(source: str, options: dict[str, Any]) -> list[Callable[[LanguageModel], Filter]]:
-    """The filters that the options ask for (and where the model writes, the study's), in the order of FILTERS."""
+    """The filters that the options ask for (and where the model writes, the study's), in the order of FILTERS.
+
+    Those of one's own come before the perplexity, which costs most.
+    """
     if source == "random":
         return []
     made: list[Callable[[LanguageModel], Filter]] = []
+    own = [_always_filter(one) for one in _own(options.pop(OWN, None))]
     for name, kind in FILTERS.items():
+        made += own if name == "perplexity" else []
         asked = taken(options, kind, without=OF_THE_SCORER)
         off = _off(source, name)
         scoring = {key: options.pop(key) for key in SCORING if key in options} if name == "perplexity" else {}
@@ -58,6 +66,16 @@ def filters_of(source: str, options: dict[str, Any]) -> list[Callable[[LanguageM
         if idle:
             raise ConfigError(f"{idle[0]} does nothing without one of {', '.join(off)}: add one, or leave it out")
     return made
+
+
+def _own(given: Any) -> list[Filter]:
+    filters = []
+    for one in given if isinstance(given, list) else [] if given is None else [given]:
+        settings = dict(one) if isinstance(one, dict) else {"name": one}
+        name = str(settings.pop("name", ""))
+        filters.append(choose({}, "filter", name, settings, Filter))
+        describe_filter(filters[-1])
+    return filters
 
 
 def _off(source: str, name: str) -> dict[str, Any]:
@@ -128,4 +146,4 @@ def filter_options(source: str) -> dict[str, dict[str, Any]]:
         for name, kind in FILTERS.items()
     }
     filters["filter: perplexity"] |= SCORING
-    return filters
+    return filters | {"filter: your own": {OWN: None}}
