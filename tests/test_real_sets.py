@@ -7,7 +7,7 @@ from math import exp
 
 import pytest
 import torch
-from browser import CHROMIUM, drawn, shown
+from browser import CHROMIUM, browser
 from typer.testing import CliRunner
 
 from calibrune.calibration.calibration_set import CalibrationSet
@@ -153,11 +153,13 @@ def test_all_are_ranked_with_a_reason(made, compared):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, and it is not installed")
 def test_the_page_has_its_charts_in_a_browser_and_fetches_nothing(made, compared, tmp_path):
     page = compared[0] / "compare.html"
-    html, asked = shown(page, tmp_path)
+    with browser(tmp_path) as tab:
+        tab.open(page)
+        html, picture = tab.html, tab.picture()
     assert html.count('role="img"') == html.count("</svg>") == 7
     for name in made:  # a row of the table of sets, bars, strips
         assert html.count(f">{name}<") >= 2
     strips = re.findall(r">median ([-−\d.,]+)<", html)
     assert len(strips) == 2 * len(made)
-    assert asked == []
-    assert drawn(page, tmp_path).stat().st_size > 100_000
+    assert (tab.asked_elsewhere, tab.errors) == ([], [])
+    assert len(picture) > 100_000

@@ -6,8 +6,7 @@ import json
 import re
 
 import pytest
-from browser import CHROMIUM
-from devtools import browser
+from browser import CHROMIUM, browser
 from made_up_study import PLAN, judged, make_up, row_of, small_effects
 from typer.testing import CliRunner
 
@@ -61,7 +60,7 @@ def test_every_chart_is_drawn_and_nothing_is_asked_of_anybody(tab, written):
     assert n == len(study_charts(written[0])) == len(list(written[2].parent.glob("*.png"))) == 4
     marks = tab.run("[...document.querySelectorAll('.chart svg')].map(s => s.querySelectorAll('path').length)")
     assert min(marks) > 30  # seeds are drawn, not axes alone
-    assert [url for url in tab.asked if not url.startswith(("file:", "data:"))] == []
+    assert tab.asked_elsewhere == []
     assert tab.errors == []
 
 
