@@ -79,6 +79,10 @@ def test_finished_tokens_are_the_same_for_every_seed(tmp_path):
     assert said(plan) == ["tiny, dense", "tiny, wanda, 50%, tokens"]
 
 
+def test_what_is_measured_twice_is_measured_once(tmp_path):
+    assert len(plan_of(tmp_path, "", "evaluations=[{perplexity: alpaca}, {perplexity: alpaca}]").evaluations) == 1
+
+
 def test_included_grids_are_added_and_excluded_runs_left_out(tmp_path):
     text = "include:\n  - {pruners: [magnitude], patterns: ['2:4']}\nexclude:\n  - {pruner: wanda, source: wikipedia}\n"
     plan = plan_of(tmp_path, text, "calibration=[c4, wikipedia]")
@@ -104,7 +108,7 @@ def test_a_number_of_seeds_or_a_list_of_them(tmp_path, said, seeds):
         ("modles: [x]\n", [], r"plan.yaml, line 7 \(modles\): a plan has no key 'modles'; did you mean 'models'"),
         ("models: [x]\n", [], r"plan.yaml: the key 'models' stands twice, in line 2 and in line 7"),
         ("seeds: [0, x]\n", [], r"plan.yaml, line 7 \(seeds\): a seed is a whole number, got 'x'"),
-        ("seeds: 0\n", [], r"plan.yaml, line 7 \(seeds\): nothing is listed"),
+        ("seeds: 0\n", [], r"plan.yaml, line 7 \(seeds\): there can be 1 to 10,000 seeds, got 0"),
         ("seeds: [\n", [], r"plan.yaml cannot be read as YAML"),
         ("allocators:\n  - uniform\n  - owll\n", [], r"plan.yaml, line 9 \(allocators\): there is no allocator 'owll'"),
         ("", ["patterns=[2:4]"], r"--set patterns.*if 2:4 was meant: in YAML it needs quotes"),
@@ -124,6 +128,18 @@ def test_a_number_of_seeds_or_a_list_of_them(tmp_path, said, seeds):
         ("", ["calibration=[{source: c4, samples: 8, pool: 4}]"], r"8 samples cannot be drawn from a pool of 4"),
         ("", ["pruners"], r"--set 'pruners' is not of the form KEY=VALUE"),
         ("extends: plan.yaml\n", [], r"extends itself"),
+        ("", ["name=../elsewhere"], r"a study cannot be called '../elsewhere'"),
+        ("", ["name=[x]"], r"the name is a text, got \['x'\]"),
+        ("", ["models=[5]"], r"a model is a name, or \{name: ...*got 5"),
+        ("", ["pruners=[{name: dsnot, max_cycles: []}]"], r"max_cycles is a choice of nothing"),
+        ("", ["calibration=[{source: c4, name: [a, b]}]"], r"the name of a calibration is one word"),
+        ("", ["seeds=-3"], r"there can be 1 to 10,000 seeds, got -3; for one seed of this number write \[-3\]"),
+        ("", ["seeds=1000000000000"], r"there can be 1 to 10,000 seeds"),
+        ("", ["evaluations=[{tasks: piqa, seq_len: 64}]"], r"seq_len is for perplexity"),
+        ("exclude:\n  - {pattern: abc}\n", [], r"plan.yaml, line 8 \(pattern\): cannot read 'abc'"),
+        ("exclude:\n  - {seed: 0}\n", [], r"^plan.yaml, line 8 \(exclude\): every run is left out but the dense one"),
+        ("exclude:\n  - {pruner: magnitude}\n", [], r"^plan.yaml, line 8 \(exclude\): no run is like this"),
+        ("", ["pruners=['of_ones_own:Nowhere']"], r"--set pruners \(pruners\): the module 'of_ones_own' has no class"),
         ("extends: nowhere.yaml\n", [], r"plan.yaml, line 7 \(extends\): there is no plan"),
     ],
 )
@@ -198,6 +214,9 @@ def test_files_that_are_not_in_the_data_folder_are_told_before_anything_starts(t
     with pytest.raises(CalibruneError, match=r"c4.jsonl.gz") as caught:
         plan.check(tmp_path)
     assert "--data" in caught.value.__notes__[0]
+    texts = plan_of(tmp_path, "", "calibration=[random]", "evaluations=[{perplexity: texts.jsonl.gz}]")
+    with pytest.raises(CalibruneError, match=r"there is no evaluation text 'texts.jsonl.gz', and no such file"):
+        texts.check(tmp_path)
 
 
 def test_every_experiment_has_a_plan_in_both_sizes():

@@ -191,7 +191,8 @@ def _folder(plan: Any, out: Path | None) -> Path:
 
 def _outlook_text(found: dict[str, Any]) -> str:
     estimate = found["estimate"]
-    lines = [f"{found['study']}: {len(found['runs'])} runs", *(f"  {one['id']}  {one['run']}" for one in found["runs"])]
+    n = len(found["runs"])
+    lines = [f"{found['study']}: {n} run{'s' * (n > 1)}", *(f"  {one['id']}  {one['run']}" for one in found["runs"])]
     lines += ["shared:", *(f"  {said}" for said in found["shared"])]
     memory = _unknown if estimate["memory_bytes"] is None else f"{estimate['memory_bytes'] / 1e9:.1f} GB"
     lines += [
@@ -226,4 +227,6 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
     minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"

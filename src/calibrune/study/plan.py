@@ -12,11 +12,12 @@ import yaml
 from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.calibration.spec import is_finished, parse_spec, parts_of, prepare_calibration
 from calibrune.errors import ConfigError
+from calibrune.evaluation.texts import DATASETS
 from calibrune.patterns import parse_target, percent
 from calibrune.prune import MIN_EXPERT_TOKENS, check_pattern, needs_data
 from calibrune.settings import settings
 from calibrune.study.plan_file import placed
-from calibrune.study.spec import Evaluation, Model, Recipe, RunSpec, is_remote, located
+from calibrune.study.spec import Evaluation, Model, Recipe, RunSpec, is_remote, located, texts_of
 
 MARGIN = 0.01
 
@@ -95,6 +96,8 @@ class StudyPlan:
         for one, n in zip(self.exclude, hits, strict=True):
             if not n:
                 raise placed(one.where, ConfigError("no run is like this, so nothing is left out; see --dry-run"))
+        if len(found) == len(self.models) and self.exclude:
+            raise placed(self.exclude[-1].where, ConfigError("every run is left out but the dense one; see --dry-run"))
         return tuple(found)
 
     def check(self, data: Path | None, *, fetch: bool = False) -> None:
@@ -107,6 +110,9 @@ class StudyPlan:
                 except Exception as error:
                     error.add_note(f"in the calibration {recipe.name!r}; --data DIR names the folder of its files")
                     raise
+        for text in dict.fromkeys(text for one in self.evaluations for text in one.texts):
+            if data is not None or parse_spec(text)[0] not in DATASETS:
+                texts_of(text, data)
 
     def _spec(self, **choices: Any) -> RunSpec:
         return RunSpec(

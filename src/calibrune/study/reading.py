@@ -1,5 +1,6 @@
 """From a plan's file to a plan: every key is known, every value checked, every error names its line."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
@@ -28,6 +29,8 @@ KEYS = (
 )
 _Reader = Callable[[PlanFile, Any, Place], list[Any]]
 
+MOST_SEEDS = 10_000
+
 OF_A_RECIPE = ("source", "name", "samples", "seq_len", "pool")
 WHAT_A_RUN_SAYS = (
     *("model", "source", "calibration", "samples", "seq_len", "pool", "pruner", "pattern", "allocator"),
@@ -49,11 +52,11 @@ def read_plan(path: Path | str, settings: Sequence[str] = ()) -> StudyPlan:
     file = overridden(read_plan_file(Path(path)), settings)
     file.check_keys(file.values, KEYS, "a plan")
     plan = StudyPlan(
-        name=str(file.get("name", Path(path).stem)),
-        title=str(file.get("title", "")),
-        about=str(file.get("about", "")).strip(),
+        name=_folder_name(file, Path(path).stem),
+        title=_text(file, "title"),
+        about=_text(file, "about").strip(),
         grids=tuple(_grids(file)),
-        evaluations=tuple(_evaluations(file)),
+        evaluations=tuple(dict.fromkeys(_evaluations(file))),
         proxies=tuple(_proxies(file)),
         batch_tokens=_whole(file, "batch_tokens", BATCH_TOKENS, 1),
         min_expert_tokens=_whole(file, "min_expert_tokens", MIN_EXPERT_TOKENS, 0),
@@ -95,7 +98,8 @@ def _grid(file: PlanFile, values: dict[str, Any], places: Mapping[str, Place]) -
     for axis, given in values.items():
         place, found = places[axis], []
         if axis == "seeds" and isinstance(given, int) and not isinstance(given, bool):
-            given = list(range(given))  # so many
+            with file.at(*place):
+                given = _so_many(given)
         for i, one in enumerate(file.sequence(given, *place)):
             with file.at(*place, i):
                 found += read[axis](file, one, (*place, i))
@@ -111,7 +115,9 @@ def _model(file: PlanFile, given: Any, place: Place) -> list[Model]:
     if isinstance(given, dict):
         file.check_keys(given, [f.name for f in fields(Model)], "a model", *place)
         return [Model(**given)]
-    return [Model(name=str(given))]
+    if not isinstance(given, str):
+        raise ConfigError(f"a model is a name, or {{name: ..., dtype: ...}}, got {given!r}")
+    return [Model(name=given)]
 
 
 def _recipes(file: PlanFile, given: Any, place: Place) -> list[Recipe]:
@@ -119,8 +125,10 @@ def _recipes(file: PlanFile, given: Any, place: Place) -> list[Recipe]:
     if not isinstance(options.get("source"), str | list):
         raise ConfigError("a calibration needs a `source:`, a SPEC as for `calibrune prune --calibration`")
     name = options.pop("name", None)
+    if isinstance(name, list | dict):
+        raise ConfigError(f"the name of a calibration is one word, got {name!r}; what varies is added to it")
     defaults = {key: file.values[key] for key in ("samples", "seq_len") if key in file.values}
-    varied = {key: value if isinstance(value, list) else [value] for key, value in (defaults | options).items()}
+    varied = _choices(defaults | options)
     several = [key for key, values in varied.items() if len(values) > 1 and key != "source"]
     made = []
     for combination in product(*varied.values()):
@@ -172,11 +180,18 @@ def _chosen(make: Callable[[str], object], kind: str, given: Any) -> list[str]:
         name = str(options.pop("name", ""))
     if not name:
         raise ConfigError(f"{given!r} names no {kind}; write its name, or {{name: ..., setting: ...}}")
-    lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    lists = _choices(options)
     found = [render(name, dict(zip(lists, one, strict=True))) for one in product(*lists.values())]
     for one in found:
         make(one)
     return found
+
+
+def _choices(options: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of each option: a list is a choice."""
+    if empty := next((key for key, value in options.items() if value == []), None):
+        raise ConfigError(f"{empty} is a choice of nothing; list one value or more")
+    return {key: value if isinstance(value, list) else [value] for key, value in options.items()}
 
 
 def _pattern(file: PlanFile, given: Any, place: Place) -> list[str]:
@@ -187,6 +202,12 @@ def _propagation(file: PlanFile, given: Any, place: Place) -> list[str]:
     if given not in get_args(Propagate):
         raise ConfigError(f"propagation cannot be {given!r}{nearest(str(given), get_args(Propagate))}")
     return [given]
+
+
+def _so_many(n: int) -> list[int]:
+    if not 1 <= n <= MOST_SEEDS:
+        raise ConfigError(f"there can be 1 to {MOST_SEEDS:,} seeds, got {n}; for one seed of this number write [{n}]")
+    return list(range(n))
 
 
 def _seeds(file: PlanFile, given: Any, place: Place) -> list[int]:
@@ -201,6 +222,8 @@ def _evaluations(file: PlanFile) -> Iterator[Evaluation]:
             if not isinstance(given, dict):
                 raise ConfigError(f"{given!r} is no mapping; write `- perplexity: alpaca` or `- tasks: arc_easy,piqa`")
             file.check_keys(given, [f.name for f in fields(Evaluation)], "an evaluation", "evaluations", i)
+            if "tasks" in given and (idle := next((key for key in ("seq_len", "bos") if key in given), None)):
+                raise ConfigError(f"{idle} is for perplexity, and tasks have none of it: leave it out")
             made = Evaluation(**given)
             for text in made.texts:
                 name = parse_spec(text)[0]
@@ -237,7 +260,8 @@ def _exclusions(file: PlanFile) -> Iterator[Exclusion]:
         file.check_keys(given, [*WHAT_A_RUN_SAYS, *sorted(options)], "an entry of exclude", "exclude", i)
         values = {name: tuple(map(str, one if isinstance(one, list) else [one])) for name, one in given.items()}
         if "pattern" in values:
-            values["pattern"] = tuple(str(parse_target(one)) for one in values["pattern"])
+            with file.at("exclude", i, "pattern"):
+                values["pattern"] = tuple(str(parse_target(one)) for one in values["pattern"])
         yield Exclusion(file.where("exclude", i), values)
 
 
@@ -247,6 +271,23 @@ def _margin(file: PlanFile) -> float:
         with file.at("margin"):
             raise ConfigError(f"margin cannot be {given!r}: give a share over 0 and under 1, as 0.01 for one point")
     return float(given)
+
+
+def _text(file: PlanFile, name: str) -> str:
+    given = file.get(name, "")
+    if isinstance(given, list | dict):
+        with file.at(name):
+            raise ConfigError(f"the {name} is a text, got {given!r}; put it in quotes")
+    return "" if given is None else str(given)
+
+
+def _folder_name(file: PlanFile, stem: str) -> str:
+    """The study's name, which names a folder and a project of a tracker."""
+    name = _text(file, "name") if "name" in file.values else stem
+    if not re.fullmatch(r"\w[\w. -]{0,99}", name):
+        with file.at("name"):
+            raise ConfigError(f"a study cannot be called {name!r}: letters, digits, dots, dashes, blanks, 100 at most")
+    return name
 
 
 def _whole(file: PlanFile, name: str, default: int, least: int) -> int:

@@ -19,7 +19,7 @@ from calibrune.corpora.named import hub_settings
 from calibrune.errors import ConfigError
 from calibrune.evaluation.perplexity import Bos
 from calibrune.evaluation.tasks import harness_version
-from calibrune.evaluation.texts import protocol_of
+from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts, protocol_of
 from calibrune.evaluation.word_perplexity import WordPerplexity
 from calibrune.lm.loading import DtypeName
 from calibrune.patterns import percent
@@ -206,6 +206,17 @@ def located(spec: str, data: Path | None) -> str:
         named = source in SOURCES or hub_settings(source) is not None
         parts.append(render(source if named else _in_folder(source, data), found))
     return ",".join(parts)
+
+
+def texts_of(spec: str, data: Path | None) -> EvaluationTexts:
+    """What a perplexity is measured on, wherever it is: in the data folder, at its path, or on the hub.
+
+    Raises:
+        ConfigError, CorpusError: as `evaluation_texts`.
+    """
+    name = parse_spec(spec)[0]
+    place = name if name in DATASETS else _in_folder(name, data)
+    return evaluation_texts(place + spec.removeprefix(name), data)
 
 
 def is_remote(spec: str) -> bool:

@@ -11,14 +11,14 @@ import torch
 
 from calibrune.allocators import FromStatistics, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.calibration.spec import build_calibration, parse_spec
+from calibrune.calibration.spec import build_calibration
 from calibrune.checkpoint import versions
 from calibrune.errors import CalibruneError
 from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.local_rows import LocalRows
 from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import load_tasks, parse_tasks
-from calibrune.evaluation.texts import DATASETS, EvaluationTexts, evaluation_texts
+from calibrune.evaluation.texts import EvaluationTexts
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import compute, load_model, weights_fingerprint
 from calibrune.patterns import parse_pattern
@@ -28,7 +28,7 @@ from calibrune.prune import PruneReport, check_allocatable, needs_data, prune_mo
 from calibrune.seeds import seed_for
 from calibrune.study.samples import KINDS, SampleStatistics
 from calibrune.study.sets import SetStore
-from calibrune.study.spec import Evaluation, Model, RunSpec, hash_of
+from calibrune.study.spec import Evaluation, Model, RunSpec, hash_of, texts_of
 
 
 class Outcome(NamedTuple):
@@ -190,10 +190,7 @@ class Workbench:
 
     def _text(self, spec: str) -> EvaluationTexts:
         if spec not in self._texts:
-            name = parse_spec(spec)[0]
-            here = self._data / name if self._data and name not in DATASETS else None
-            place = str(here) if here and here.is_file() else name
-            self._texts[spec] = evaluation_texts(place + spec.removeprefix(name), self._data)
+            self._texts[spec] = texts_of(spec, self._data)
         return self._texts[spec]
 
     def _scores(self, evaluation: Evaluation) -> list[Score]:
