@@ -56,6 +56,9 @@ def test_what_a_model_wrote_cannot_break_a_table_or_command_a_terminal():
     text = Table(("text",), [("a\nb\x1b[31mred\r\t",)])
     assert text.text().splitlines()[2:] == ["a b [31mred"]
     assert len(text.markdown().splitlines()) == 3
+    markup = Table(("<b>", "n"), [("a | <script>alert(1)</script>", 1)]).markdown()
+    assert "<" not in markup
+    assert r"a \| &lt;script>" in markup
 
 
 def test_a_row_of_the_wrong_length_is_refused():

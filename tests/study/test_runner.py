@@ -196,6 +196,7 @@ def test_what_cannot_be_read_is_told_before_any_run(place, tmp_path):
         with pytest.raises(CalibruneError) as caught:
             run_study(plan, tmp_path / "out", data=place / "data")
         assert not (tmp_path / "out" / "results.jsonl").exists()
+        assert not (tmp_path / "out" / "plan.yaml").exists()
         return str(caught.value)
 
     assert "nowhere" in told("calibration=[corpora/nowhere.jsonl]")

@@ -47,8 +47,8 @@ class Table:
         return "\n".join("  ".join(map(_padded, line, widths, self.numeric)).rstrip() for line in lines)
 
     def markdown(self) -> str:
-        """The table in Markdown, with its columns aligned in the source too; no end of line."""
-        lines = [[_one_line(cell).replace("|", r"\|") for cell in row] for row in (self.columns, *self.cells)]
+        """The table in Markdown, with its columns aligned in the source too; no end of line, and no cell is markup."""
+        lines = [list(map(_markdown, row)) for row in (self.columns, *self.cells)]
         widths = [max(3, *(display_width(line[i]) for line in lines)) for i in range(len(self.columns))]
         rule = ["-" * (w - 1) + (":" if right else "-") for w, right in zip(widths, self.numeric, strict=True)]
         lines.insert(1, rule)
@@ -124,6 +124,10 @@ _TEX = {character: "\\" + character for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
     "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
+
+
+def _markdown(text: str) -> str:
+    return _one_line(text).replace("|", r"\|").replace("<", "&lt;")
 
 
 def _tex(text: str) -> str:

@@ -72,6 +72,8 @@ def run_study(
                 pinned = executor.pin(mine)
             except CalibruneError as error:
                 if len(plan.models) == 1:
+                    if not results.file.exists():
+                        (out / PLAN).unlink()  # it did not begin
                     raise
                 log.warning("%s cannot be read, so its %d runs are left out: %s", model.name, len(mine), error)
                 for spec in mine:
