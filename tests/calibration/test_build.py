@@ -60,7 +60,8 @@ def test_the_record_has_everything_that_can_change_a_token(corpus, tokenizer):
     built = build(recipe(corpus, filters=(LengthFilter(min_chars=4),), seed=7), tokenizer)
     manifest = built.manifest
     assert manifest == json.loads(json.dumps(manifest))
-    assert manifest["source"] == {"kind": "memory", "name": "toy", "rows": 28}
+    # a class of one's own is recorded by its name
+    assert manifest["source"] == {"class": "in_memory:InMemory", "kind": "memory", "name": "toy", "rows": 28}
     assert manifest["filters"] == [{"kind": "LengthFilter", "min_chars": 4, "max_chars": None}]
     assert manifest["windows"] == {"policy": "packed", "bos": "document", "eos": "policy"}
     assert (manifest["n_samples"], manifest["seq_len"], manifest["seed"]) == (4, 8, 7)
