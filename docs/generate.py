@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ PAGES = {
     "filters": "docs/filters.md",
     "proxies": "docs/set-quality.md",
     "commands": "docs/commands.md",
+    "python": "docs/python.md",
     "speed measured": "docs/speed.md",
     "growth measured": "docs/speed.md",
     "architectures": "README.md",
@@ -76,6 +78,21 @@ def proxies_table(kinds: Mapping[str, Any]) -> str:
         cells = (_summary(name, kind), said, kind.better, kind.founded)
         lines.append(f"| `{name}` | {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
+
+
+def python_text(package: Any) -> str:
+    """Everything that a package exports: how it is called, and what it says of itself."""
+    entries = []
+    for name in package.__all__:
+        thing = getattr(package, name)
+        said = inspect.getdoc(thing) or ""
+        if not said or said.startswith(f"{name}("):
+            raise DocsError(f"{name!r} of {package.__name__} has no docstring")
+        is_error = isinstance(thing, type) and issubclass(thing, Exception)
+        head = "" if is_error or isinstance(thing, types.UnionType) else _called(name, thing)
+        # a docstring's own blocks are for readers of the code; here, the text up to the first of them
+        entries.append(f"### `{name}`\n{head}\n{_outline(said)}")
+    return "\n\n".join(entries)
 
 
 def commands_text(name: str, command: Any) -> str:
@@ -137,6 +154,7 @@ def texts_from_code() -> dict[str, str]:
     """What the code says of itself today."""
     import typer
 
+    import calibrune
     from calibrune.allocators import ALLOCATORS
     from calibrune.calibration.filters import FILTERS
     from calibrune.cli import app
@@ -155,6 +173,7 @@ def texts_from_code() -> dict[str, str]:
         "filters": settings_table(FILTERS),
         "proxies": proxies_table(PROXIES),
         "commands": commands_text("calibrune", typer.main.get_command(app)),
+        "python": python_text(calibrune),
         "speed measured": speed.targets_table(),
         "growth measured": speed.growth_table(),
         "architectures": architectures_table(_test_models()),
@@ -183,6 +202,37 @@ def main(arguments: Sequence[str], texts: Mapping[str, str] | None = None, root:
         names = ", ".join(path for path, _, _ in stale)
         print(f"docs: out of date: {names}; run: make docs", file=sys.stderr)
     return int(check and bool(stale))
+
+
+def _called(name: str, thing: Any) -> str:
+    """The names of its arguments, with those defaults that are short."""
+    shown = []
+    for parameter in inspect.signature(thing).parameters.values():
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        long = len(default) > 24 or "<" in default or "object at" in default
+        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        shown.append(f"{prefix}{parameter.name}{'=...' if long else default}")
+    line = f"{name}({', '.join(shown)})"
+    if len(line) > 100:
+        line = f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
+    return f"\n```text\n{line}\n```\n"
+
+
+def _outline(docstring: str) -> str:
+    """A docstring as Markdown: its sections as lists."""
+    lines: list[str] = []
+    for line in docstring.splitlines():
+        if re.fullmatch(r"(Args|Returns|Raises):", line):
+            lines += [f"**{line[:-1]}**", ""]
+        elif found := re.match(r"    (\w[\w, ]*): (.*)", line):
+            lines.append(f"- `{found[1]}`: {found[2]}")
+        elif line.startswith("        ") and lines and lines[-1].startswith(("- ", "  ")):
+            lines.append(f"  {line.strip()}")
+        elif line.startswith(">>>"):
+            break
+        else:
+            lines.append(line.strip())
+    return "\n".join(lines).rstrip()
 
 
 def _summary(name: str, kind: type) -> str:

@@ -44,6 +44,20 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+COUNTED = {"kills": "kills survived", "faults": "other faults met", "fuzz_cases": "cases of bad input"}
+"""What tests count with `record_property`, and what the last lines of a run call it."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the counts of all tests that passed, whichever worker they ran in."""
+    said = [found for report in terminalreporter.stats.get("passed", ()) for found in report.user_properties]
+    counts = {name: sum(number for key, number in said if key == name) for name in COUNTED}
+    if any(counts.values()):
+        terminalreporter.section("trust")
+        for name, number in counts.items():
+            terminalreporter.line(f"{COUNTED[name]}: {number:,}")
+
+
 def leaves_this_machine(family: int, address: Any) -> bool:
     """Whether a connection to this address would go anywhere but to this machine."""
     if family == getattr(socket, "AF_UNIX", None):

@@ -15,10 +15,11 @@ from tiny_models import CONFIGS, random_ids, tiny_lm
 from transformers import GenerationConfig
 
 from calibrune import checkpoint
-from calibrune.checkpoint import MANIFEST, PruneRequest, check_free, packed_masks, read_manifest, save_pruned
+from calibrune.checkpoint import PruneRequest, check_free, packed_masks, save_pruned
 from calibrune.errors import CalibruneError, ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
-from calibrune.lm.loading import UNFINISHED, LanguageModel, load_model, weights_fingerprint
+from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
+from calibrune.lm.record import MANIFEST, UNFINISHED, read_manifest
 from calibrune.prune import PruneReport, prune_model
 
 REQUEST = PruneRequest(
@@ -242,7 +243,7 @@ def test_all_files_have_the_rights_of_new_files(tmp_path):
     save_pruned(lm, report, REQUEST, tmp_path / "out", masks=True)
     (tmp_path / "new").touch()
     rights = (tmp_path / "new").stat().st_mode
-    assert {file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {rights}
+    assert {file.stat().st_mode for file in (tmp_path / "out").rglob("*") if file.is_file()} == {rights}
 
 
 def test_what_can_change_a_number_by_rounding_is_in_the_manifest_and_in_the_key(tmp_path):
@@ -340,7 +341,7 @@ def test_masks_are_packed_by_hand():
 def test_masks_on_disk_unpack_to_the_zeros_of_the_weights(kind, tmp_path):
     lm, report = pruned(kind)
     save_pruned(lm, report, REQUEST, tmp_path / "out", masks=True)
-    masks = load_file(tmp_path / "out" / "masks.safetensors")
+    masks = load_file(tmp_path / "out" / "masks" / "masks.safetensors")
     assert masks.keys() == {layer.name for layer in report.layers}
     for block in decoder_blocks(lm.model):
         for layer in block.layers:

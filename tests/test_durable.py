@@ -7,8 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from calibrune.durable import check_writable, is_running, to_json, write_whole
+from calibrune.durable import (
+    append,
+    check_writable,
+    claimed,
+    is_running,
+    parsed,
+    sealed,
+    to_json,
+    unsealed,
+    write_whole,
+)
 from calibrune.errors import OutputError
 
 
@@ -58,3 +70,85 @@ def test_another_process_is_running_until_it_has_ended():
     assert not is_running(str(other.pid))
     assert not is_running(str(os.getpid()))
     assert not any(map(is_running, ("", "none", "9" * 30)))
+
+
+def test_lines_are_added_whole_or_not_at_all_and_half_a_line_of_a_crash_goes(tmp_path, monkeypatch, caplog):
+    file = tmp_path / "rows.jsonl"
+    append(file, b"one\n")
+    file.write_bytes(file.read_bytes() + b"half a l")
+    append(file, b"two\nthree\n")
+    assert file.read_bytes() == b"one\ntwo\nthree\n"
+    assert "cut short by a crash" in caplog.text
+    write = os.write
+    # a system that takes three bytes at a time, and then has no room
+    monkeypatch.setattr(os, "write", lambda handle, content: write(handle, bytes(content)[:3]))
+    append(file, b"four\n")
+    assert file.read_bytes() == b"one\ntwo\nthree\nfour\n"
+
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        append(file, b"five\n")
+    assert file.read_bytes() == b"one\ntwo\nthree\nfour\n"
+
+
+def test_a_killed_process_leaves_nothing_beside_what_the_next_one_writes(tmp_path):
+    path = tmp_path / "scores.json"
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom calibrune.durable import write_whole\n"
+        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\nwrite_whole(Path(sys.argv[1]), b'x')"
+    )
+    source = str(Path(__file__).resolve().parents[1] / "src")
+    subprocess.run([sys.executable, "-c", code, str(path)], env=os.environ | {"PYTHONPATH": source}, check=False)
+    (left,) = os.listdir(tmp_path)
+    assert left.endswith(".unfinished")
+    (tmp_path / ".mine.1-1.unfinished").touch()
+    write_whole(path, b"new")
+    assert sorted(os.listdir(tmp_path)) == [".mine.1-1.unfinished", "scores.json"]
+
+
+RECORDS = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=4,
+).filter(lambda record: not record or next(reversed(record)) != "seal")
+
+
+@given(RECORDS, st.data())
+def test_a_sealed_record_is_read_back_and_no_turned_bit_passes(record, data):
+    text = json.dumps(sealed(record)).encode()
+    assert json.dumps(unsealed(parsed(text))) == json.dumps(record)
+    place = data.draw(st.integers(0, len(text) - 1))
+    for bit in range(8):
+        turned = text[:place] + bytes([text[place] ^ 1 << bit]) + text[place + 1 :]
+        try:
+            found = unsealed(parsed(turned))
+        except ValueError:
+            continue
+        assert json.dumps(found) == json.dumps(record)  # 1E5 is 1e5
+
+
+def test_what_was_never_sealed_is_taken_as_it_is():
+    assert unsealed({"a": 1}) == {"a": 1}
+    assert unsealed({}) == {}
+    with pytest.raises(ValueError, match="no JSON object"):
+        unsealed([])
+    for text in ("[" * 100_000, "9" * 5000, "{", b"\xff"):
+        with pytest.raises(ValueError):
+            parsed(text)
+
+
+def test_a_place_is_claimed_by_one_and_nothing_is_left_of_the_claim(tmp_path):
+    out = tmp_path / "new" / "out"
+    with claimed(out), pytest.raises(OutputError, match="another run is writing"), claimed(out):
+        pass
+    assert os.listdir(tmp_path) == []
+    with claimed(out):
+        out.mkdir()
+    assert os.listdir(tmp_path / "new") == ["out"]

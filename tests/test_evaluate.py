@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from calibrune import verbs
 from calibrune.cli import app
+from calibrune.durable import unsealed
 from calibrune.lm import loading
 from calibrune.report import extras
 from calibrune.uncertainty import estimate
@@ -85,7 +86,7 @@ def test_what_was_stored_is_compared_without_a_model(here, compared, tmp_path, m
     for name in ("dense", "far"):
         files.append(tmp_path / f"{name}.json")
         found = json.loads(run(name, *MEASURE, "--out", files[-1], "--json").stdout)
-        assert found == json.loads(files[-1].read_text())
+        assert found == unsealed(json.loads(files[-1].read_text()))
         assert found["model"] == name
         assert found["command"].startswith(f"calibrune evaluate {name} --perplexity")
     monkeypatch.setattr(verbs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -112,7 +113,7 @@ def test_what_was_stored_stands_beside_a_model(here, tmp_path):
         (("dense", "far"), "2 models were named, and one is evaluated at a time; to see them side by side: --compare"),
         (("dense", "--compare"), "--compare needs two models or more, got dense"),
         (("dense", "no-such-model/here", "--compare"), "no-such-model/here"),
-        (("dense", "gone.json", "--compare"), "'gone.json' cannot be read as JSON"),
+        (("dense", "gone.json", "--compare"), "'gone.json' cannot be read"),
         (("stored.json", "--limit", "3"), "--limit says what to measure, but stored.json holds scores"),
         (("stored.json", "stored.json", "--compare", "--seq-len", "8"), "--seq-len says what to measure"),
         (("dense", "--page", "."), "is a folder"),

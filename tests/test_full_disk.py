@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def files(folder):
-    return [file for file in folder.rglob("*") if file.is_file()]
+    return [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"]
 
 
 def written(n: int) -> GeneratedText:

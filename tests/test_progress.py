@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrune import progress
-from calibrune.progress import AboveBars, progress_bar, show_progress, track
+from calibrune.progress import AboveBars, close_bars, progress_bar, show_progress, track
 
 
 class Terminal(io.StringIO):
@@ -109,3 +109,15 @@ def test_leaving_early_closes_the_bar(monkeypatch):
 def test_a_length_is_taken_where_there_is_one():
     assert progress._length([1, 2]) == 2
     assert progress._length(iter([1, 2])) is None
+
+
+def test_what_is_said_of_an_error_begins_a_line(capsys):
+    show_progress(True)
+    try:
+        walk = track(range(3), "walking")
+        next(walk)
+        close_bars()
+        sys.stderr.write("wrong\n")
+    finally:
+        show_progress(None)
+    assert "wrong" in capsys.readouterr().err.splitlines()

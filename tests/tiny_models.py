@@ -26,7 +26,7 @@ from transformers import (
     OPTConfig,
     PersimmonConfig,
     Phi3Config,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -41,7 +41,7 @@ from calibrune.lm.openlm import OpenLMConfig
 
 VOCAB = 96
 
-CONFIGS: dict[str, PreTrainedConfig] = {
+CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -108,7 +108,7 @@ BIGCODE: dict[str, Any] = {
     "eos_token_id": 1,
 }  # fmt: skip
 
-WITH_EXPERTS: dict[str, PreTrainedConfig] = {
+WITH_EXPERTS: dict[str, PretrainedConfig] = {
     "mixtral": MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
     # a shared expert with a gate of its own beside the routed ones; a first block without experts
     "qwen2-moe": Qwen2MoeConfig(
@@ -123,7 +123,7 @@ WITH_EXPERTS: dict[str, PreTrainedConfig] = {
 }
 """Experts in 3-D tensors."""
 
-DENSE: dict[str, PreTrainedConfig] = CONFIGS | {
+DENSE: dict[str, PretrainedConfig] = CONFIGS | {
     "mistral": MistralConfig(**GATED, sliding_window=4),
     "qwen2": Qwen2Config(**GATED),
     "qwen3": Qwen3Config(**GATED, head_dim=8),
@@ -193,7 +193,7 @@ DENSE: dict[str, PreTrainedConfig] = CONFIGS | {
 }
 """Every supported architecture without experts."""
 
-ARCHITECTURES: dict[str, PreTrainedConfig] = DENSE | WITH_EXPERTS
+ARCHITECTURES: dict[str, PretrainedConfig] = DENSE | WITH_EXPERTS
 
 
 def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
@@ -201,7 +201,7 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
     return from_config(ARCHITECTURES[kind], seed)
 
 
-def from_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def from_config(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     # a copy: what a test changes in its model's config is no business of the next
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).float().eval()

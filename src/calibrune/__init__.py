@@ -30,7 +30,9 @@ _EXPORTS = {
     "Wanda": "calibrune.pruners",
     "WindowPerplexity": "calibrune.evaluation.perplexity",
     "Windows": "calibrune.calibration.windows",
+    "apply_mask": "calibrune.sparsity",
     "build_calibration": "calibrune.calibration.spec",
+    "check_sparsity": "calibrune.sparsity",
     "load_model": "calibrune.lm.loading",
     "prune_model": "calibrune.prune",
     "stream_blocks": "calibrune.activations",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from calibrune.patterns import SemiStructured, Unstructured
     from calibrune.prune import PruneReport, prune_model
     from calibrune.pruners import Magnitude, Wanda
+    from calibrune.sparsity import apply_mask, check_sparsity
 
 __all__ = [
     "CalibrationRecipe",
@@ -78,7 +81,9 @@ __all__ = [
     "Wanda",
     "WindowPerplexity",
     "Windows",
+    "apply_mask",
     "build_calibration",
+    "check_sparsity",
     "load_model",
     "prune_model",
     "stream_blocks",

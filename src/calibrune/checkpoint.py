@@ -26,17 +26,18 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from calibrune import __version__
 from calibrune.calibration.calibration_set import TOKENS_FILE
-from calibrune.durable import is_running
-from calibrune.errors import ModelError, OutputError, RunError
+from calibrune.durable import is_running, make_readable, name_folder, sealed_json
+from calibrune.errors import OutputError, RunError, plain, without_secrets
 from calibrune.lm.layout import decoder_blocks
-from calibrune.lm.loading import UNFINISHED, LanguageModel, make_readable, weights_fingerprint
+from calibrune.lm.loading import LanguageModel, weights_fingerprint
+from calibrune.lm.record import MANIFEST, UNFINISHED, files_in, read_manifest
 from calibrune.lm.weights import loaded_blocks
 from calibrune.patterns import percent
 from calibrune.proxies.compare import RECORD
 from calibrune.prune import MIN_EXPERT_TOKENS, PruneReport
 
-MANIFEST = "calibrune.json"
-MASKS = "masks.safetensors"
+MASKS = "masks/masks.safetensors"
+"""In a folder of their own: vLLM takes every safetensors file beside the weights for weights."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def check_free(out: Path) -> None:
         raise OutputError(f"nothing can be written to {str(there)!r} (no permission); choose another --out")
     try:
         # asked of the file system itself: permissions alone do not tell (root, read-only mounts, /proc)
-        probe = tempfile.mkdtemp(prefix=".calibrune-", dir=there)
-        os.rmdir(probe)
+        tempfile.TemporaryFile(dir=there).close()  # without a name, so that no kill leaves it there
     except OSError as error:
         raise OutputError(
             f"nothing can be written to {str(there)!r} ({error.strerror}); choose another --out"
@@ -112,30 +112,14 @@ def check_free(out: Path) -> None:
     raise OutputError(f"the folder {str(out)!r} is not empty and is no finished run of calibrune; choose another --out")
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished checkpoint; None where there is none."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        return None
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise ModelError(
-            f"{str(file)!r} is not readable JSON ({error}); the checkpoint is damaged, make it anew"
-        ) from None
-    return manifest
-
-
 def save_pruned(
     lm: LanguageModel, report: PruneReport, request: PruneRequest, out: Path, *, masks: bool = False
 ) -> dict[str, Any]:
     """Write the pruned model to the new folder `out`; return its manifest.
 
     The folder loads with `AutoModelForCausalLM.from_pretrained` as it is. It holds the weights (zeros in place), the
-    tokenizer, `README.md` (card), `calibrune.json` (manifest) and, if asked for, `masks.safetensors`: for every layer a
-    bit-packed mask, True where a weight stays.
+    tokenizer, `README.md` (card), `calibrune.json` (manifest) and, if asked for, `masks/masks.safetensors`: for every
+    layer a bit-packed mask, True where a weight stays.
 
     Raises:
         OutputError: `out` is not free.
@@ -152,7 +136,7 @@ def save_pruned(
         save_model(lm.model, unfinished)
         lm.tokenizer.save_pretrained(unfinished)
         if masks:
-            save_file(packed_masks(lm.model), unfinished / MASKS)
+            save_masks(lm.model, unfinished)
         _check_reload(lm.model, report, unfinished)
         manifest = write_records(lm, report, request, unfinished)
         give_name(unfinished, out)
@@ -168,7 +152,8 @@ def save_pruned(
 def _sweep(out: Path) -> None:
     """Remove what earlier runs to the same place, killed or failed, left beside it."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):
-        ours = (left / UNFINISHED).is_file() or (left / MANIFEST).is_file()
+        # a kill may have come before the first file was in it
+        ours = (left / UNFINISHED).is_file() or (left / MANIFEST).is_file() or not os.listdir(left)
         if ours and not is_running(left.name.rpartition("-")[2]):
             shutil.rmtree(left)
 
@@ -177,15 +162,19 @@ def give_name(unfinished: Path, out: Path) -> None:
     """Let a folder in which all is written have the name that it is for."""
     make_readable(unfinished)
     (unfinished / UNFINISHED).unlink()
-    if out.is_dir():
-        out.rmdir()
-    unfinished.rename(out)
+    name_folder(unfinished, out)
 
 
-def write_records(lm: LanguageModel, report: PruneReport, request: PruneRequest, folder: Path) -> dict[str, Any]:
-    """Write the card and, last, the manifest of the pruned model whose other files are there; returns the manifest."""
+def write_records(
+    lm: LanguageModel, report: PruneReport, request: PruneRequest, folder: Path, hashes: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Write the card and, last, the manifest of the pruned model whose other files are there; returns the manifest.
+
+    Args:
+        hashes: SHA-256 of files, as far as they are known.
+    """
     manifest = {
-        "format": 1,
+        "format": 2,
         "key": request.key,
         "request": {"model": request.model, "pruner": request.pruner, "pattern": request.pattern}
         | {"allocation": request.allocation, "propagate": request.propagate, "batch_tokens": request.batch_tokens}
@@ -193,11 +182,12 @@ def write_records(lm: LanguageModel, report: PruneReport, request: PruneRequest,
         "calibration": request.calibration,
         "report": report.to_json(),
         "weights": weights_fingerprint(lm.model),
+        "files": files_in(folder, hashes),
         "versions": versions(),
     }
     carries_code = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "README.md").write_text(_card(manifest, carries_code=carries_code), encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / MANIFEST).write_text(sealed_json(manifest), encoding="utf-8")
     return manifest
 
 
@@ -219,6 +209,12 @@ def save_model(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] 
         config.to_json_file(folder / "generation_config.json")
     else:
         model.save_pretrained(folder, state_dict=weights)
+
+
+def save_masks(model: PreTrainedModel, folder: Path) -> None:
+    """Write `MASKS` into a checkpoint's folder."""
+    (folder / MASKS).parent.mkdir(exist_ok=True)
+    save_file(packed_masks(model), folder / MASKS)
 
 
 def packed_masks(model: PreTrainedModel) -> dict[str, UInt8[Tensor, "..."]]:
@@ -279,7 +275,7 @@ def _card(manifest: dict[str, Any], *, carries_code: bool) -> str:
     if calibration:
         source = calibration["source"].get("name", calibration["source"]["kind"])
         data = (
-            f"{calibration['n_samples']} sequences of {calibration['seq_len']} tokens, source `{source}`, "
+            f"{calibration['n_samples']} sequences of {calibration['seq_len']} tokens, source `{_word(source)}`, "
             f"fingerprint `{calibration['fingerprint']}`"
         )
     made_with = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
@@ -322,6 +318,11 @@ def _card(manifest: dict[str, Any], *, carries_code: bool) -> str:
             "",
         ]
     )
+
+
+def _word(text: Any) -> str:
+    """A name that others gave, as it may stand between backticks: in one line, and no end of them."""
+    return " ".join(without_secrets(plain(str(text))).replace("`", "'").split())
 
 
 def _layers(layers: list[dict[str, Any]]) -> list[str]:

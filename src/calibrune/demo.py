@@ -15,7 +15,7 @@ from calibrune import __version__
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import PerplexityFilter
-from calibrune.checkpoint import check_free, read_manifest, save_pruned
+from calibrune.checkpoint import check_free, save_pruned
 from calibrune.corpora.document import Corpus
 from calibrune.corpora.generated import SelfGeneration
 from calibrune.corpora.random_tokens import RandomTokens
@@ -25,6 +25,7 @@ from calibrune.evaluation.score import Score
 from calibrune.evaluation.texts import EvaluationTexts, evaluation_texts
 from calibrune.lm.generation import Sampling, end_token_ids, generate
 from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
+from calibrune.lm.record import read_manifest
 from calibrune.patterns import parse_pattern
 from calibrune.prune import PruneReport, prune_model
 from calibrune.pruners import Magnitude, Pruner, Wanda

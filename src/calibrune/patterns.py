@@ -4,6 +4,7 @@ Published code disagrees about whether N:M counts the weights that stay or those
 """
 
 import re
+import reprlib
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -21,10 +22,10 @@ class Unstructured:
     def __post_init__(self) -> None:
         asked: Any = self.sparsity
         if not _is_number(asked):
-            raise ConfigError(f"sparsity must be a number in [0, 1), got {asked!r}")
+            raise ConfigError(f"sparsity must be a number in [0, 1), got {reprlib.repr(asked)}")
         if not 0.0 <= asked < 1.0:
             hint = _as_yaml_meant(asked) or "for one half write 50% or 0.5"
-            raise ConfigError(f"sparsity must be in [0, 1), got {asked:g}; {hint}")
+            raise ConfigError(f"sparsity must be in [0, 1), got {_written(asked)}; {hint}")
         # one type, and no -0.0: equal patterns are written alike, so that they have the same key in a record
         object.__setattr__(self, "sparsity", float(asked) + 0.0)
 
@@ -54,8 +55,8 @@ class SemiStructured:
         m: Any = self.m
         if not (_is_whole(n) and _is_whole(m) and 0 < n < m):
             raise ConfigError(
-                f"N:M sparsity needs whole numbers 0 < N < M (N weights stay in every M), got {n!r}:{m!r}; "
-                "try 2:4 or 4:8"
+                "N:M sparsity needs whole numbers 0 < N < M (N weights stay in every M), got "
+                f"{_written(n)}:{_written(m)}; try 2:4 or 4:8"
             )
         object.__setattr__(self, "n", int(n))
         object.__setattr__(self, "m", int(m))
@@ -88,7 +89,9 @@ def parse_pattern(text: str | float | SparsityPattern) -> SparsityPattern:
     if match := re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+))((?:[eE][+-]?\d+)?|\s*%)", said, re.ASCII):
         # through the decimal text, so that 29% is the same float as 0.29
         return Unstructured(float(f"{match[1]}e-2" if match[2].endswith("%") else said))
-    raise ConfigError(f"cannot read {text!r} as a sparsity; write a percentage (60%), a fraction (0.6) or N:M (2:4)")
+    raise ConfigError(
+        f"cannot read {reprlib.repr(text)} as a sparsity; write a percentage (60%), a fraction (0.6) or N:M (2:4)"
+    )
 
 
 def parse_target(text: str | float | SparsityPattern) -> SparsityPattern:
@@ -110,6 +113,14 @@ def percent(pattern: SparsityPattern | str) -> str:
     """
     read = parse_pattern(pattern)
     return f"{100 * read.sparsity:.10g}%" if isinstance(read, Unstructured) else str(read)
+
+
+def _written(given: Any) -> str:
+    """A number as people write it, as far as it can be."""
+    try:
+        return f"{given:g}" if isinstance(given, float) else reprlib.repr(given)
+    except ValueError:  # of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _is_number(given: object) -> bool:

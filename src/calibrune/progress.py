@@ -7,6 +7,8 @@ from typing import Never, TypeVar
 
 from tqdm import tqdm
 
+from calibrune.errors import plain, without_secrets
+
 T = TypeVar("T")
 
 _wanted: bool | None = None
@@ -34,8 +36,20 @@ def progress_bar(description: str, *, total: int | None = None, unit: str = "it"
     pace = 0.1 if terminal else 10.0
     # a bar inside another one is gone when it is done: one batch after the other would fill the screen with them
     return tqdm(
-        desc=description, total=total, unit=unit, disable=not shown, mininterval=pace, file=sys.stderr, leave=None
+        desc=plain(description),
+        total=total,
+        unit=unit,
+        disable=not shown,
+        mininterval=pace,
+        file=sys.stderr,
+        leave=None,
     )
+
+
+def close_bars() -> None:
+    """End the bars that an error left open, so that what is said of it begins a line."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 class AboveBars(logging.Handler):
@@ -43,7 +57,7 @@ class AboveBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(without_secrets(plain(self.format(record))), file=sys.stderr)
 
 
 def _length(items: Iterable[T]) -> int | None:

@@ -8,12 +8,14 @@ import importlib
 import inspect
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
+import yaml
 from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs
@@ -21,6 +23,14 @@ from pydantic_core import ArgsKwargs
 from calibrune.errors import ConfigError
 
 T = TypeVar("T")
+
+MOST = 100_000
+"""Values in a text that somebody wrote: with anchors, a few lines of YAML are billions."""
+
+UNREADABLE_YAML: tuple[type[Exception], ...] = (
+    *(yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+)
+"""What the YAML library raises on a text that is none; a date without such a day is a bare ValueError."""
 
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -61,6 +71,45 @@ def settings(kind: type[T]) -> type[T]:
 
     made.__init__ = init  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
+
+
+def yaml_value(text: str) -> Any:
+    """The value that a short text has in YAML: an option's.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except UNREADABLE_YAML as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{reprlib.repr(text)} cannot be read ({said}); write a value as in YAML") from None
+    check_size(value, _inside, "a value")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    return value if isinstance(value, list | tuple | set) else ()
+
+
+def check_size(whole: Any, inside: Callable[[Any], Iterable[Any]], what: str) -> None:
+    """Raise `ConfigError` if there are more values in a value than anybody writes; `inside` gives those in one."""
+    left, n = [whole], 0
+    while left:
+        n += 1
+        if n > MOST:
+            raise ConfigError(f"{what} holds more than {MOST:,} values, or itself: write less, and without anchors")
+        left += inside(left.pop())
+
+
+def home_path(name: str | Path) -> Path:
+    """A path as it was written, "~" for the user's home; of somebody whom the system does not know, as it stands."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def choose(table: Mapping[str, type[T]], kind: str, name: str, options: Mapping[str, Any], fits: type[T]) -> T:

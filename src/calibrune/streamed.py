@@ -7,15 +7,16 @@ what was done to it. A run that was killed goes on after the last block whose fi
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,19 +24,20 @@ from calibrune.activations.kept import BUDGET
 from calibrune.activations.stream import Propagate
 from calibrune.allocators import Allocator, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.checkpoint import MASKS, PruneRequest, check_free, give_name, packed_masks, save_model, write_records
+from calibrune.checkpoint import PruneRequest, check_free, give_name, save_masks, save_model, write_records
+from calibrune.durable import append, claimed, parsed, sealed, sha256_of, sync, unsealed, write_whole
 from calibrune.errors import OutputError, RunError
 from calibrune.lm.layout import DecoderBlock, decoder_blocks, n_parameters
-from calibrune.lm.loading import UNFINISHED, LanguageModel, sha256_of
+from calibrune.lm.loading import LanguageModel
+from calibrune.lm.record import JOURNAL, MANIFEST, UNFINISHED
 from calibrune.lm.speed import operations_per_second
-from calibrune.lm.weights import INDEX, SINGLE, Shards, names_in_blocks, source_keys, store_of
+from calibrune.lm.trust import INDEX
+from calibrune.lm.weights import SINGLE, Shards, names_in_blocks, source_keys, store_of
 from calibrune.patterns import parse_pattern, parse_target
 from calibrune.prune import LayerReport, PruneReport, prune_model
 from calibrune.pruners import Pruner
 
 log = logging.getLogger(__name__)
-
-JOURNAL = "streaming.jsonl"
 
 
 def prune_streamed(
@@ -53,13 +55,12 @@ def prune_streamed(
     Args:
         lm: its blocks are read from disk, one at a time.
         request: what is asked for, which is carried out; an unfinished run of the same request is gone on with.
-        masks: write `masks.safetensors` too.
+        masks: write `masks/masks.safetensors` too.
 
     Raises:
         OutputError: `out` is not free, or another run, or another request's unfinished one, is in its place.
         RunError: something broke under way; the finished blocks are kept, and the same request goes on after them.
     """
-    check_free(out)
     if (store := store_of(lm.model)) is None:
         raise ValueError("prune_streamed needs a model of load_streamed")
     with _unfinished(out.resolve()) as folder:
@@ -134,6 +135,8 @@ class _Journal:
     written: dict[str, Path]
     """Parameter -> file."""
     n_blocks: int
+    hashes: dict[str, str] = field(default_factory=dict)
+    """File -> SHA-256."""
 
     @classmethod
     def read(cls, folder: Path, key: str, n_blocks: int) -> "_Journal":
@@ -142,11 +145,12 @@ class _Journal:
         file = folder / JOURNAL
         lines = _whole_lines(file) if file.is_file() else []
         if not lines:
+            found._clear([])
             return found
-        if lines[0]["key"] != key:
+        if lines[0].get("key") != key:
             raise OutputError(
-                f"{str(folder)!r} holds the unfinished run of another request ({lines[0]['key']}, this one is {key}); "
-                f"remove it, or choose another --out"
+                f"{str(folder)!r} holds the unfinished run of another request ({lines[0].get('key')}, this one is "
+                f"{key}); remove it, or choose another --out"
             )
         found.allocation = SparsityAllocation(
             {name: parse_pattern(pattern) for name, pattern in lines[0]["allocation"].items()}
@@ -158,10 +162,11 @@ class _Journal:
                 log.warning("%s is damaged; its block and those after it are pruned again", path)
                 break
             found.written |= dict.fromkeys(line["names"], path)
+            found.hashes[path.name] = line["sha256"]
             found.reports += [LayerReport(**report | {"shape": tuple(report["shape"])}) for report in line["layers"]]
             whole.append(line)
-        if len(whole) < len(lines):
-            file.write_text("".join(f"{json.dumps(line)}\n" for line in whole), encoding="utf-8")
+        write_whole(file, b"".join(map(_line, whole)))
+        found._clear([file, *found.written.values()])
         if len(whole) > 1:
             log.info("going on after block %d, which an earlier run finished", len(whole) - 2)
         return found
@@ -185,39 +190,39 @@ class _Journal:
             if not torch.equal(tensor, shards.read([name])[name]):
                 raise RunError(f"{name} does not read back from {str(path)!r} as it was written; check the disk")
         self.written |= files
-        line = {"block": block.index, "file": path.name, "sha256": sha256_of(path), "names": list(tensors)}
+        self.hashes[path.name] = sha256_of(path)
+        line = {"block": block.index, "file": path.name, "sha256": self.hashes[path.name], "names": list(tensors)}
         self._append(line | {"layers": [asdict(report) for report in reports]})
 
     def _append(self, line: dict[str, Any]) -> None:
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.folder / JOURNAL, _line(line))
+
+    def _clear(self, files: Sequence[Path]) -> None:
+        """Remove what a killed run left that is in no line: half a file, a folder of its own, or another request's."""
+        kept = {UNFINISHED, *(file.name for file in files)}
+        for left in self.folder.iterdir():
+            if left.name not in kept:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
     """The folder beside `out` in which a run is at work, for one process at a time; it stays until it is `out`."""
     folder = out.with_name(f".{out.name}.streaming")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise OutputError(
-            f"another run is writing to {str(out)!r} at this moment; wait for it, or choose another --out"
-        ) from None
-    try:
-        (folder / UNFINISHED).touch()
-        yield folder
-    except OSError as error:
-        raise RunError(
-            f"the pruned model cannot be written to {str(out)!r}: {error}; what is finished is kept in "
-            f"{str(folder)!r}, and the same command goes on after it"
-        ) from error
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    with claimed(out):
+        check_free(out)  # another run may have made it since it was looked at
+        try:
+            folder.mkdir(exist_ok=True)
+            names = os.listdir(folder)
+            if names and not {UNFINISHED, JOURNAL, MANIFEST} & set(names):
+                raise OutputError(f"{str(folder)!r} is in the way, and not of this program; choose another --out")
+            (folder / UNFINISHED).touch()
+            yield folder
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"the pruned model cannot be written to {str(out)!r}: {error}; what is finished is kept in "
+                f"{str(folder)!r}, and the same command goes on after it"
+            ) from error
 
 
 def _finish(
@@ -244,8 +249,8 @@ def _finish(
     source_keys(model, Shards.of(folder))  # every weight is there, under a name that transformers knows
     lm.tokenizer.save_pretrained(folder)
     if masks:
-        save_file(packed_masks(model), folder / MASKS)
-    return write_records(lm, report, request, folder)
+        save_masks(model, folder)
+    return write_records(lm, report, request, folder, journal.hashes)
 
 
 def _shard(index: int, n_blocks: int) -> str:
@@ -256,17 +261,22 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Beside its place, synced, and then given its name."""
     aside = path.with_suffix(".unfinished")
     save_file(tensors, aside, metadata={"format": "pt"})
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(aside)
     aside.replace(path)
+    sync(path.parent)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return f"{json.dumps(sealed(record))}\n".encode()
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
     """The lines up to the first that is cut short or damaged."""
     found: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_bytes().split(b"\n")[:-1]:
         try:
-            found.append(json.loads(line))
+            found.append(unsealed(parsed(line)))
         except ValueError:
+            log.warning("line %d of %s is damaged; what it and those after it held is made anew", len(found) + 1, file)
             break
     return found

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -21,8 +22,8 @@ from calibrune.calibration.spec import (
     prepare_calibration,
     short_name,
 )
-from calibrune.checkpoint import PruneRequest, check_free, read_manifest, save_pruned
-from calibrune.durable import to_json, write_whole
+from calibrune.checkpoint import PruneRequest, check_free, save_pruned
+from calibrune.durable import claimed, to_json, write_whole
 from calibrune.errors import ConfigError, OutputError
 from calibrune.evaluation.agreement import check_comparable, check_compares
 from calibrune.evaluation.harness import evaluate_tasks
@@ -33,6 +34,7 @@ from calibrune.evaluation.text_scores import evaluate_texts
 from calibrune.evaluation.texts import evaluation_texts
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.loading import DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
+from calibrune.lm.record import read_manifest
 from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.patterns import SparsityPattern, parse_target
 from calibrune.proxies import Context
@@ -52,7 +54,7 @@ from calibrune.pruners import PRUNERS, Pruner
 from calibrune.report.comparison import comparison_page
 from calibrune.report.extras import check_page_extras
 from calibrune.seeds import seed_for
-from calibrune.settings import choose, nearest, record
+from calibrune.settings import choose, home_path, nearest, record
 from calibrune.streamed import prune_streamed
 
 log = logging.getLogger(__name__)
@@ -104,27 +106,29 @@ def prune(
             f"{calibration!r} is written by the model, which would be read from disk again for every token where it is "
             f"pruned block by block; make the set with `calibrune calibrate` where the model fits, and give its folder"
         )
-    lm = (load_streamed if stream else load_model)(model, **loading)
-    check_allocatable(lm.model, pattern)
-    data = calibrated(lm) if needs_data(pruner, allocator) else None
-    weights = weights_fingerprint(lm.model)
-    request = request_for(
-        lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,
-        min_expert_tokens,
-    )  # fmt: skip
-    if stream:
-        return prune_streamed(lm, data, pruner, request, out, allocation=allocator, masks=masks)
-    report = prune_model(
-        lm.model,
-        data,
-        pruner,
-        pattern,
-        allocation=allocator,
-        propagate=propagate,  # type: ignore[arg-type]
-        batch_tokens=batch_tokens,
-        min_expert_tokens=min_expert_tokens,
-    )
-    return save_pruned(lm, report, request, out, masks=masks)
+
+    with nullcontext() if stream else claimed(out):  # a streamed run claims it itself
+        lm = (load_streamed if stream else load_model)(model, **loading)
+        check_allocatable(lm.model, pattern)
+        data = calibrated(lm) if needs_data(pruner, allocator) else None
+        weights = weights_fingerprint(lm.model)
+        request = request_for(
+            lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,
+            min_expert_tokens,
+        )  # fmt: skip
+        if stream:
+            return prune_streamed(lm, data, pruner, request, out, allocation=allocator, masks=masks)
+        report = prune_model(
+            lm.model,
+            data,
+            pruner,
+            pattern,
+            allocation=allocator,
+            propagate=propagate,  # type: ignore[arg-type]
+            batch_tokens=batch_tokens,
+            min_expert_tokens=min_expert_tokens,
+        )
+        return save_pruned(lm, report, request, out, masks=masks)
 
 
 def request_for(
@@ -161,9 +165,9 @@ def calibrate(
     check_free(out)
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
-    lm = load_model(model, **loading)
-    made = calibrated(lm)
-    made.save(out)
+    with claimed(out):
+        made = calibrated(load_model(model, **loading))
+        made.save(out)
     return made
 
 
@@ -213,7 +217,7 @@ def _check_choice(option: str, given: Any, choices: tuple[str, ...]) -> None:
 
 def inspect(path: str) -> tuple[str, dict[str, Any]]:
     """What lies at a path: its kind, and its record."""
-    folder = Path(path).expanduser()
+    folder = home_path(path)
     if manifest := read_manifest(folder):
         return "pruned checkpoint", manifest
     if (folder / "calibration.safetensors").is_file():

@@ -204,7 +204,7 @@ def test_tokens_that_were_changed_after_they_were_written_are_refused(tmp_path):
 def test_an_unfinished_or_foreign_folder_is_not_loaded(tmp_path):
     folder = saved(tmp_path / "set")
     manifest = folder / "manifest.json"
-    for content, says in (("{", "is not JSON"), ("[]", "holds no calibration set")):
+    for content, says in (("{", "is damaged"), ("[]", "it is no JSON object")):
         manifest.write_text(content)
         with pytest.raises(CalibrationError, match=says):
             CalibrationSet.load(folder)

@@ -65,7 +65,7 @@ def test_a_document_is_scored_once_and_another_percentile_costs_nothing(lm, monk
     monkeypatch.setattr(scores, "text_log_likelihoods", never)
     again = PerplexityFilter(drop_highest=0.5, scorer=DocumentScorer(model=lm))
     assert len(list(again.keep(documents, Counter()))) == 4
-    (file,) = (cache / "scores").iterdir()
+    (file,) = (cache / "scores").glob("*.jsonl")
     with file.open("a") as damaged:
         damaged.write('["half')
     assert DocumentScorer(model=lm).score(documents[:1]) == DocumentScorer(model=lm).score(documents[:1])

@@ -115,7 +115,7 @@ def test_the_short_name_of_a_set_names_all_its_parts_and_no_folder(spec, name):
 
 
 def test_a_value_that_is_no_yaml_is_an_error():
-    with pytest.raises(ConfigError, match=r"an option of 'selfgen:prompts=\[bos' cannot be read"):
+    with pytest.raises(ConfigError, match=r"an option of 'selfgen:prompts=\[bos': '\[bos' cannot be read"):
         parse_spec("selfgen:prompts=[bos")
 
 

@@ -251,9 +251,9 @@ def test_what_was_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "cannot be read as JSON"),
-        ("{", "cannot be read as JSON"),
-        ("[1]", "holds no scores"),
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read .it is no JSON object"),
         ('{"model": "m"}', "holds no scores"),
         ('{"model": "m", "scores": [{"value": 1}]}', "holds no scores"),
         ('{"evaluations": []}', "holds no scores"),

@@ -18,6 +18,7 @@ from loopback_hub import COMMIT, REVISIONS, LoopbackHub, about, send, send_error
 from tiny_models import tiny_lm, tiny_model
 
 from calibrune.lm.loading import weights_fingerprint
+from calibrune.lm.trust import INDEX
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,10 @@ class Hub(LoopbackHub):
         if revision not in REVISIONS:
             return send_error(request, 404, "RevisionNotFound")
         files = sorted(entry.name for entry in self.folder.iterdir())
+        if repo == "org/tiny-pickles":
+            files[files.index("model.safetensors")] = "pytorch_model.bin"
+        if repo == "org/tiny-index":
+            files[files.index("model.safetensors")] = INDEX
         if repo == "org/without-config":
             files.remove("config.json")
         if is_api:
@@ -56,7 +61,8 @@ class Hub(LoopbackHub):
         name = "/".join(rest[2:])
         if name not in files:
             return send_error(request, 404, "EntryNotFound", **{"X-Repo-Commit": COMMIT})
-        content = (self.folder / name).read_bytes()
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": "../../elsewhere.safetensors"}}
+        content = json.dumps(index).encode() if name == INDEX else (self.folder / name).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
         return send(request, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, content)
 
@@ -184,6 +190,15 @@ def test_a_model_in_the_cache_is_loaded_where_the_user_says_that_there_is_no_hub
     assert again["source"] == first["source"]
     assert_one_sentence(never, "'org/tiny-never-seen'", "its local cache does not have it")
     assert len(hub.requests) == before
+
+
+def test_a_repository_of_pickles_or_whose_index_leaves_it_is_refused_before_its_weights_are_fetched(load, hub):
+    pickles, index = load("org/tiny-pickles"), load("org/tiny-index")
+    assert "weights in pickles alone (pytorch_model.bin)" in pickles["error"]
+    assert "names the weights '../../elsewhere.safetensors'" in index["error"]
+    asked = [line for line in hub.requests if "org/tiny-pickles" in line or "org/tiny-index" in line]
+    assert any(line.endswith(INDEX) for line in asked)
+    assert not any(line.endswith((".bin", "elsewhere.safetensors")) for line in asked)
 
 
 def test_without_a_hub_and_not_in_the_cache_is_one_sentence_soon(load, hub):

@@ -31,7 +31,7 @@ def written(tmp_path_factory):
     last = plan.runs[-1]
     failed = {key: value for key, value in row_of(last, {}).items() if key != "scores"}
     results.append({**failed, "status": "failed", "error": f"broke: {EVIL}"})
-    for row in results.latest().values():
+    for row in results.rows():
         (folder / "runs").mkdir(exist_ok=True)
         record = {"calibration": {"source": {"name": EVIL}, "document_ids": [["long"]]}}
         (folder / "runs" / f"{row['key']}.json").write_text(json.dumps(record))

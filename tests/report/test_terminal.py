@@ -15,15 +15,15 @@ def layer(kind="q_proj", shape=(4, 576), asked="0.6", pruned=4 * 345, sparsity=3
     }  # fmt: skip
 
 
-def checkpoint(*layers, pattern="0.6", calibration=None):
+def checkpoint(*layers, pattern="0.6", calibration=None, dtype="float32"):
     return {
         "key": "abc",
         "request": {
-            "model": {"name": "tiny"}, "pruner": {"name": "wanda"}, "pattern": pattern,
+            "model": {"name": "tiny", "dtype": dtype}, "pruner": {"name": "wanda"}, "pattern": pattern,
             "allocation": {"name": "uniform"}, "propagate": "pruned",
         },
         "calibration": calibration,
-        "report": {"sparsity": 0.59896, "coverage": 0.8, "seconds": 1.0, "layers": list(layers)},
+        "report": {"sparsity": 0.59896, "coverage": 0.8, "seconds": 1.0, "parameters": 10**6, "layers": list(layers)},
     }  # fmt: skip
 
 
@@ -41,6 +41,18 @@ def test_a_count_that_is_exact_says_nothing_of_rounding():
 
 def test_layers_that_are_compared_as_a_whole_are_counted_as_a_whole():
     assert "1,382 in all" in checkpoint_text(checkpoint(layer(pruned=1382)))
+
+
+def test_what_the_zeros_save_and_do_not_save_is_said():
+    loose = " ".join(checkpoint_text(checkpoint(layer())).split())
+    assert "4.0 MB, dense, zeros included: no smaller than before" in loose
+    assert "no mainstream engine runs unstructured sparsity faster" in loose
+    two = layer(asked="2:4", sparsity=0.5, shape=(64, 128)), layer(asked="2:4", sparsity=0.5, shape=(33, 128))
+    said = " ".join(checkpoint_text(checkpoint(*two, pattern="2:4", dtype="bfloat16")).split())
+    assert "to_sparse_semi_structured takes 1 of the 2 layers in bfloat16, on CUDA" in said
+    assert "in PyTorch's 2:4 format" in said
+    other = checkpoint_text(checkpoint(layer(asked="4:8", sparsity=0.5), pattern="4:8"))
+    assert "N:M other than 2:4" in " ".join(other.split())
 
 
 def test_n_of_m_is_counted_in_blocks_and_unlike_layers_have_rows_of_their_own():

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import room_for
 from study_data import write_corpus
 
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import build_calibration
-from calibrune.errors import CalibruneError, OutputError
+from calibrune.errors import CalibruneError, OutputError, StorageError
 from calibrune.evaluation.texts import evaluation_texts
 from calibrune.lm.loading import load_model, weights_fingerprint
 from calibrune.prune import prune_model
@@ -166,7 +167,7 @@ def test_a_failed_run_that_succeeds_when_tried_again_counts_as_done(place, tmp_p
 def test_a_row_that_a_crash_cut_short_is_done_anew(done, place, plan, tmp_path):
     for end in (1, 200):
         out = tmp_path / str(end)
-        out.mkdir()
+        shutil.copytree(done[0], out)
         (out / "results.jsonl").write_bytes((done[0] / "results.jsonl").read_bytes()[:-end])
         run_study(plan, out, data=place / "data")
         assert rows_of(out) == rows_of(done[0])
@@ -214,12 +215,36 @@ def test_of_two_models_the_one_that_cannot_be_read_fails_and_the_other_goes_on(p
 
 
 def test_items_of_large_scores_are_in_the_record(tmp_path):
-    score = {"dataset": "many", "items": [0.5] * 5000}
-    row = {"key": "k", "status": "done", "scores": [score]}
+    score = {"dataset": "many", "metric": "acc", "value": 0.5, "stderr": None, "higher_is_better": True}
+    score |= {"items": [0.5] * 5000}
+    row = {"key": "k", "id": "i", "status": "done", "scores": [score]}
+    row |= {"run": {"pruner": None}, "seconds": {"all": 1.0}}
     Results(tmp_path).append(row, {"scores": [score]})
     (found,) = Results(tmp_path).rows()
     assert found["scores"][0]["items"] is None
     assert Results(tmp_path).items(found) == [[0.5] * 5000]
+
+
+def test_a_run_whose_record_is_damaged_is_done_anew(done, place, plan, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "out")
+    records = sorted((out / "runs").iterdir())
+    whole = records[0].read_bytes()
+    records[0].write_bytes(whole.replace(b"0.6", b"0.7", 1) if b"0.6" in whole else whole[:-2])
+    records[1].unlink()
+    run_study(plan, out, data=place / "data")
+    assert len(Results(out).rows()) == 10
+    expected = Results(done[0]).latest()
+    assert {key: lasting(row) for key, row in Results(out).latest().items()} == {
+        key: lasting(row) for key, row in expected.items()
+    }
+
+
+def test_a_study_whose_disk_is_full_ends_and_writes_no_run_down_as_failed(place, plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBRUNE_CACHE", str(tmp_path / "cache"))
+    with room_for(9_000), pytest.raises(StorageError, match="File too large"):
+        run_study(plan, tmp_path / "out", data=place / "data")
+    assert "failed" not in [row["status"] for row in Results(tmp_path / "out").rows()]
+    assert run_study(plan, tmp_path / "out", data=place / "data")["done"] == 8
 
 
 def test_samples_of_a_pool_are_nested_and_differ_between_seeds():

@@ -18,9 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.mixture import turns_of
-from calibrune.durable import is_running
+from calibrune.durable import is_running, make_readable, name_folder, parsed, sealed_json, unsealed
 from calibrune.errors import CalibrationError, OutputError
-from calibrune.lm.loading import make_readable
 
 if TYPE_CHECKING:
     from calibrune.calibration.build import CalibrationRecipe
@@ -28,6 +27,12 @@ if TYPE_CHECKING:
 TOKENS_FILE = "calibration.safetensors"
 MANIFEST_FILE = "manifest.json"
 """Written last: a folder without it is unfinished."""
+
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("source", "tokenizer", "dropped", "special_tokens", "text_sha256", "contamination"), dict),
+    **dict.fromkeys(("document_ids", "parts"), list),
+}
+"""What stands in a manifest, as far as it is read again."""
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -96,10 +101,16 @@ class CalibrationSet:
         manifest = _read_manifest(folder)
         input_ids, mask = _read_tokens(folder / TOKENS_FILE)
         loaded = cls(input_ids, manifest, mask)
+        for name, kind in _KINDS.items():
+            if not isinstance(manifest.get(name, None if name == "source" else kind()), kind):
+                raise CalibrationError(
+                    f"{folder / MANIFEST_FILE} is no manifest of a calibration set (its {name} is no {kind.__name__}): "
+                    f"build the set again, or give its {TOKENS_FILE}"
+                )
         if manifest.get("fingerprint") != loaded.fingerprint:
             raise CalibrationError(
-                f"the tokens in {folder} have the fingerprint {loaded.fingerprint}, but its manifest says "
-                f"{manifest.get('fingerprint')}: they were changed after they were written; build the set again"
+                f"the tokens in {folder / TOKENS_FILE} have the fingerprint {loaded.fingerprint}, the manifest "
+                f"names {manifest.get('fingerprint')}: they were changed after they were written; build the set again"
             )
         return loaded
 
@@ -155,6 +166,17 @@ class CalibrationSet:
             )
         if n == self.n_samples:
             return self
+        mask = self.attention_mask
+        try:
+            manifest = self._of_the_first(n)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CalibrationError(
+                f"the manifest of the calibration set {self.fingerprint} is not one that was written here "
+                f"({type(error).__name__}: {error}): take all its samples, or give its {TOKENS_FILE}"
+            ) from None
+        return CalibrationSet(self.input_ids[:n], manifest, None if mask is None else mask[:n])
+
+    def _of_the_first(self, n: int) -> dict[str, Any]:
         of_all = ("documents_looked_at", "dropped")
         manifest = {key: value for key, value in self.manifest.items() if key not in (*of_all, "real_tokens")}
         manifest["part_of"] = self._facts() | {key: self.manifest[key] for key in of_all if key in self.manifest}
@@ -176,8 +198,7 @@ class CalibrationSet:
                 if of_documents in manifest:
                     said = self.manifest[of_documents]
                     manifest[of_documents] = {name: value for name, value in said.items() if name in used}
-        mask = self.attention_mask
-        return CalibrationSet(self.input_ids[:n], manifest, None if mask is None else mask[:n])
+        return manifest
 
     def check_fits(self, vocab_size: int | None = None, context_length: int | None = None) -> None:
         """Raise `CalibrationError` if a model of this vocabulary and context cannot read the tokens; None: unknown."""
@@ -211,13 +232,9 @@ class CalibrationSet:
             partial.mkdir()
             tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
             save_file({name: one for name, one in tensors.items() if one is not None}, partial / TOKENS_FILE)
-            (partial / MANIFEST_FILE).write_text(
-                json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            (partial / MANIFEST_FILE).write_text(sealed_json(self.manifest) + "\n", encoding="utf-8")
             make_readable(partial)
-            if folder.exists():
-                folder.rmdir()
-            partial.rename(folder)
+            name_folder(partial, folder)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"the calibration set cannot be written to {folder}: {error}") from error
         finally:
@@ -278,6 +295,8 @@ def _checked_mask(mask: Tensor | None, ids: Tensor) -> Bool[Tensor, "batch seq"]
             f"the attention_mask has the shape {list(mask.shape)}, but the token ids have {list(ids.shape)}: give one "
             f"value for each token"
         )
+    if mask.dtype not in (torch.bool, torch.float32, torch.float64, *_INTEGERS):
+        raise CalibrationError(f"the attention_mask is {str(mask.dtype).removeprefix('torch.')}: save it as bool")
     real = (mask != 0).detach().to("cpu").contiguous()
     if wrong := (~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(dim=1)).nonzero().flatten().tolist():
         raise CalibrationError(
@@ -316,10 +335,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "name another folder, or a file of documents"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = unsealed(parsed(path.read_bytes()))
     except ValueError as error:
-        raise CalibrationError(f"{path} is not JSON ({error}): build the set again") from None
-    if not isinstance(manifest, dict) or not (folder / TOKENS_FILE).is_file():
+        raise CalibrationError(f"{path} is damaged ({error}): build the set again") from None
+    if not (folder / TOKENS_FILE).is_file():
         raise CalibrationError(
             f"{folder} holds no calibration set, though it has a {MANIFEST_FILE}: name another folder"
         )

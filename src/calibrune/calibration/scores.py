@@ -9,12 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import Field
 
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import Frame, tokenize
 from calibrune.corpora.document import Document
-from calibrune.durable import keeping
+from calibrune.durable import append, keeping, parsed, sealed, unsealed
 from calibrune.lm.likelihood import text_log_likelihoods
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 from calibrune.progress import progress_bar
@@ -77,15 +78,16 @@ class DocumentScorer:
     def _compute(self, missing: dict[str, Document]) -> None:
         texts = [self._token_ids(document) for document in missing.values()]
         likelihoods = text_log_likelihoods(self.model.model, [ids for ids, _ in texts])
-        lines = []
+        found = {}
         for key, (_, first), values in zip(missing, texts, likelihoods, strict=True):
             scored = values[max(first - 1, 0) :].double()
-            self._known[key] = float(scored.mean().neg().exp()) if len(scored) else float("nan")
-            lines.append(json.dumps([key, self._known[key]]))
+            found[key] = float(scored.mean().neg().exp()) if len(scored) else float("nan")
+        self._known.update(found)
         with keeping(f"the scores of {len(missing)} documents", self._file):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in lines))
+            with FileLock(self._file.with_suffix(".lock")):
+                # in one line: scored beside others, a document's score differs by rounding, so they are lost together
+                append(self._file, f"{json.dumps(sealed({'scores': found}))}\n".encode())
 
     def _token_ids(self, document: Document) -> tuple[list[int], int]:
         """The tokens to score, and how many at their start do not count."""
@@ -116,10 +118,9 @@ class DocumentScorer:
         """What the cache has; a line that a killed run left half is passed over."""
         known: dict[str, float] = {}
         if self._file.exists():
-            for line in self._file.read_text(encoding="utf-8").splitlines():
+            for line in self._file.read_bytes().splitlines():
                 try:
-                    key, value = json.loads(line)
-                    known[key] = float(value)
-                except (ValueError, TypeError):
+                    known |= {key: float(value) for key, value in unsealed(parsed(line))["scores"].items()}
+                except (ValueError, TypeError, KeyError, AttributeError):
                     log.warning("a damaged line in the cache of scores %s is passed over", self._file.name)
         return known

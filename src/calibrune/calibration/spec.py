@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from calibrune.calibration.build import CalibrationRecipe, build
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.filters import Filter
@@ -26,7 +24,17 @@ from calibrune.corpora.random_tokens import RandomTokens
 from calibrune.errors import CalibrationError, ConfigError
 from calibrune.lm.generation import Sampling
 from calibrune.lm.loading import LanguageModel
-from calibrune.settings import choose, class_named, defaults, is_outside, nearest, setting_names, taken
+from calibrune.settings import (
+    choose,
+    class_named,
+    defaults,
+    home_path,
+    is_outside,
+    nearest,
+    setting_names,
+    taken,
+    yaml_value,
+)
 
 SOURCES = {
     "selfgen": "text that the model to be pruned writes itself",
@@ -57,12 +65,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     if not source.strip():
         raise ConfigError(f"{spec!r} names no source; give one of {', '.join((*SOURCES, *NAMED))}, or a file or folder")
     try:
-        return source, {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in options)}
-    except yaml.YAMLError as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(
-            f"an option of {spec!r} cannot be read ({said}); write :key=value, the value as in YAML"
-        ) from None
+        return source, {name: yaml_value(value) for name, value in (option.split("=", 1) for option in options)}
+    except ConfigError as error:
+        raise ConfigError(f"an option of {spec!r}: {error}") from None
 
 
 def parts_of(spec: str) -> list[str]:
@@ -72,7 +77,7 @@ def parts_of(spec: str) -> list[str]:
     ['c4:weight=3', "hub/org/name:template='{q}, {a}'"]
     """
     source = re.split(_OPTION, spec)[0]
-    if "," in source and Path(source).expanduser().exists():
+    if "," in source and home_path(source).exists():
         return [spec]
     # each comma ends a part, but for those that the quotes and brackets before it have swallowed
     return [part[1:] for part in re.findall(r""",(?:'[^']*'|"[^"]*"|\[[^]]*\]|\{[^}]*\}|[^,])*""", f",{spec}")]
@@ -160,7 +165,7 @@ def prepare_calibration(
     """
     if is_finished(spec):
         source, options = parse_spec(spec)
-        return PreparedCalibration(_tokens(Path(source).expanduser(), options, n_samples, seq_len))
+        return PreparedCalibration(_tokens(home_path(source), options, n_samples, seq_len))
     return PreparedCalibration(_recipe(parts_of(spec), n_samples, seq_len, seed))
 
 
@@ -182,7 +187,7 @@ def _no_such_option(source: str, name: str, known: Iterable[str]) -> ConfigError
 
 
 def _holds_tokens(source: str) -> bool:
-    path = Path(source).expanduser()
+    path = home_path(source)
     is_named = source in SOURCES or hub_settings(source) is not None
     return not is_named and (path.is_dir() or path.suffix == ".safetensors")
 
@@ -235,7 +240,7 @@ def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
     elif _holds_tokens(source):
         raise ConfigError(f"{source!r} holds finished tokens, which cannot be a part of a mixture: name its source")
     else:
-        corpus = _always(_text(source, Path(source).expanduser(), options))
+        corpus = _always(_text(source, home_path(source), options))
     if options:
         known = [name for group in options_of(source).values() for name in group]
         raise _no_such_option(source, next(iter(options)), known)
@@ -302,7 +307,7 @@ def _self_generation(options: dict[str, Any], seed: int) -> Callable[[LanguageMo
     engine = choose(ENGINES, "engine", name, taken(options, class_named(ENGINES, "engine", name)), Engine)
     prompts = own.get("prompts", "random")
     if prompts not in PROMPTS:
-        path = Path(str(prompts)).expanduser()
+        path = home_path(str(prompts))
         is_named = hub_settings(str(prompts)) is not None or _is_class(str(prompts))
         if not is_named and not path.exists() and not any(ending in path.name for ending in READERS):
             raise ConfigError(

@@ -1,10 +1,12 @@
 """The command line: verbs over the rooms of the package. Results on stdout, progress and log on stderr.
 
-Exit status: 0 done; 2 a request that cannot be met (nothing was written); 1 a failure under way; 130 interrupted.
+Exit status: 0 done; 2 a request that cannot be met (nothing was written); 1 a failure under way; 130 interrupted, 143
+terminated.
 """
 
 import functools
-import logging
+import inspect as inspect_module
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from calibrune import __version__
-from calibrune.errors import CalibruneError
+from calibrune.cli.output import complain, listen, print_json, say, unforeseen
+from calibrune.errors import CalibruneError, is_out_of_memory
 
 P = ParamSpec("P")
 
-_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate", "study")
+_ORDER = ("demo", "list", "calibrate", "compare", "prune", "inspect", "evaluate", "mask", "study")
 
 
 class Verbs(TyperGroup):
@@ -35,9 +38,11 @@ class Verbs(TyperGroup):
         try:
             status = super().main(args, *rest, **extra)
         except Exception as error:
+            if type(error).__name__ == "Abort":  # an interruption while the command line was read
+                return sys.exit(_interrupted(error))
             if not hasattr(error, "format_message"):  # typer's own, by what it can do: its class has moved about
                 raise
-            status = _complain(_usage(error), 2)
+            status = complain(_usage(error), 2)
         if standalone:
             sys.exit(status or 0)
         return status
@@ -46,7 +51,6 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     name="calibrune",
     cls=Verbs,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -85,6 +89,16 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout 
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the evaluation texts.")]
 
 
+_EVERYWHERE = [
+    inspect_module.Parameter(name, inspect_module.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+    for name, kind in {
+        "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors alone on stderr.")],
+        "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr, and where an error was.")],
+    }.items()
+]
+"""Options that all verbs have."""
+
+
 def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a verb: errors become one sentence on stderr and an exit status, examples go under its help."""
 
@@ -92,18 +106,31 @@ def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P,
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                _configure()
+                listen(quiet=bool(kwargs.pop("quiet", False)), verbose=bool(kwargs.pop("verbose", False)))
                 function(*args, **kwargs)
             except CalibruneError as error:
-                raise typer.Exit(_complain(error, error.exit_status)) from None
+                raise typer.Exit(complain(error, error.exit_status)) from None
             except BrokenPipeError:
                 raise  # nobody reads on (`| head`): typer ends it quietly
             except OSError as error:
-                raise typer.Exit(_complain(error, 1)) from None
-            except KeyboardInterrupt:
-                typer.echo("calibrune: interrupted", err=True)
-                raise typer.Exit(130) from None
+                raise typer.Exit(complain(error, 1)) from None
+            except KeyboardInterrupt as how:
+                raise typer.Exit(_interrupted(how)) from None
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = (str(error).strip().splitlines() or ["an allocation failed"])[0]
+                raise typer.Exit(
+                    complain(
+                        f"there is not enough memory for this ({said}); what was finished is kept: ask for less at "
+                        f"once (--batch-tokens, --samples, --seq-len; prune with --stream), or end what else takes "
+                        f"memory, and start again",
+                        1,
+                    )
+                ) from None
 
+        own = inspect_module.signature(function)
+        run.__signature__ = own.replace(parameters=[*own.parameters.values(), *_EVERYWHERE])  # type: ignore[attr-defined]
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         return group.command(function.__name__.rstrip("_"), epilog=epilog)(run)
 
@@ -112,7 +139,15 @@ def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P,
 
 def main() -> None:
     """Entry point of the `calibrune` command."""
-    app()
+    sys.excepthook = unforeseen
+    try:
+        signal.signal(signal.SIGTERM, _terminate)  # as Ctrl-C does it: what is unfinished is tidied up
+        app()
+    except KeyboardInterrupt as how:  # before the verb began, or after it ended
+        sys.exit(_interrupted(how))
+    finally:  # all is written: who ends it now need not be told of what was going on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @command("""
@@ -143,7 +178,9 @@ def prune(
     min_expert_tokens: Annotated[
         int, typer.Option(min=0, help="An expert that saw fewer is pruned by magnitude; 0: never.")
     ] = 16,
-    masks: Annotated[bool, typer.Option("--masks", help="Write masks.safetensors too (one bit a weight).")] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Write masks/masks.safetensors too (one bit a weight).")
+    ] = False,
     stream: Annotated[
         bool | None,
         typer.Option("--stream/--no-stream", help="Block by block from disk.  [default: if it does not fit in memory]"),
@@ -177,10 +214,9 @@ def prune(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        return _print_json({"out": str(out), **manifest})
-    typer.echo(terminal.checkpoint_text(manifest))
-    typer.echo(f"\nSaved to {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r}).")
-    typer.echo("It is stored dense: the zeros make it neither smaller nor faster by themselves.")
+        return print_json({"out": str(out), **manifest})
+    say(terminal.checkpoint_text(manifest))
+    say(f"\nSaved to {out}; load it with AutoModelForCausalLM.from_pretrained({str(out)!r}).")
     return None
 
 
@@ -222,9 +258,9 @@ def calibrate(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        return _print_json({"out": str(out), **made.manifest})
-    typer.echo(terminal.set_text(made.manifest))
-    typer.echo(f"\nSaved to {out}; prune with --calibration {out}.")
+        return print_json({"out": str(out), **made.manifest})
+    say(terminal.set_text(made.manifest))
+    say(f"\nSaved to {out}; prune with --calibration {out}.")
     return None
 
 
@@ -256,15 +292,15 @@ def inspect(
     inspection.check_asked(model=model, layers=layers, picture=picture, samples=samples, seq_len=seq_len)
     if model is not None:
         measured = verbs.quality([path], model=model, samples=samples, seq_len=seq_len)
-        return _print_json(measured) if as_json else typer.echo(comparison.comparison_text(measured))
+        return print_json(measured) if as_json else say(comparison.comparison_text(measured))
     kind, found = verbs.inspect(path)
     said = inspection.text(kind, found, every_layer=layers)
     shown = inspection.draw(kind, found, picture) if picture is not None else None
     if as_json:
-        return _print_json({"kind": kind, **found})
-    typer.echo(said)
+        return print_json({"kind": kind, **found})
+    say(said)
     if shown is not None:
-        typer.echo(f"\n{picture} shows {shown}.")
+        say(f"\n{picture} shows {shown}.")
     return None
 
 
@@ -284,11 +320,11 @@ def list_(
     from calibrune.report import terminal
 
     if what is None:
-        return _print_json(choices.LISTS) if as_json else typer.echo("\n".join(choices.LISTS))
+        return print_json(choices.LISTS) if as_json else say("\n".join(choices.LISTS))
     entries = choices.known(what)
     if as_json:
-        return _print_json(entries)
-    typer.echo(terminal.choices_text(entries))
+        return print_json(entries)
+    say(terminal.choices_text(entries))
     return None
 
 
@@ -310,25 +346,25 @@ def demo(
 
     result = run_demo(out, model=model, data=data)
     if as_json:
-        return _print_json(result)
-    typer.echo(Table(result["columns"], result["rows"]).text())
-    typer.echo(f"\n{result['conclusion']}\n\npage: {result['page']}\npruned model: {result['model']}")
+        return print_json(result)
+    say(Table(result["columns"], result["rows"]).text())
+    say(f"\n{result['conclusion']}\n\npage: {result['page']}\npruned model: {result['model']}")
     return None
 
 
-def _configure() -> None:
-    """Our own log and transformers' warnings on stderr; its progress bars are replaced by ours."""
-    from transformers.utils import logging as transformers_logging
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
 
-    from calibrune.progress import AboveBars, show_progress
 
-    transformers_logging.disable_progress_bar()
-    handler = AboveBars()
-    handler.setFormatter(logging.Formatter("calibrune: %(message)s"))
-    log = logging.getLogger("calibrune")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
-    show_progress(True)
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def _interrupted(how: BaseException) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    terminated = isinstance(how, _Terminated)
+    say(f"calibrune: {'terminated' if terminated else 'interrupted'}", err=True)
+    return 128 + signal.SIGTERM if terminated else 130
 
 
 def _usage(error: Any) -> str:
@@ -340,20 +376,8 @@ def _usage(error: Any) -> str:
     return f"{said[:1].lower()}{said[1:]}; see `{path} --help`"
 
 
-def _complain(error: BaseException | str, status: int) -> int:
-    typer.echo(f"calibrune: error: {error}", err=True)
-    for note in getattr(error, "__notes__", []):
-        typer.echo(f"  {note}", err=True)
-    return status
-
-
-def _print_json(value: Any) -> None:
-    from calibrune.durable import to_json
-
-    typer.echo(to_json(value))
-
-
 # they register their verbs
 from calibrune.cli import compare as _compare  # noqa: E402, F401
 from calibrune.cli import evaluate as _evaluate  # noqa: E402, F401
+from calibrune.cli import mask as _mask  # noqa: E402, F401
 from calibrune.cli import study as _study  # noqa: E402, F401

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from calibrune.cli import Device, Dtype, Json, Out, Revision, Seed, Trust, _print_json, command
+from calibrune.cli import Device, Dtype, Json, Out, Revision, Seed, Trust, command
+from calibrune.cli.output import print_json, say
 
 
 @command("""
@@ -54,7 +55,7 @@ def compare(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        return _print_json(found)
-    typer.echo(comparison_text(found))
-    typer.echo(f"\npage: {out / 'compare.html'}\nnumbers: {out / 'compare.json'}")
+        return print_json(found)
+    say(comparison_text(found))
+    say(f"\npage: {out / 'compare.html'}\nnumbers: {out / 'compare.json'}")
     return None

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calibrune.cli import Data, Device, Json, Revision, Trust, _print_json, command
-from calibrune.errors import ConfigError
+from calibrune.cli import Data, Device, Json, Revision, Trust, command
+from calibrune.cli.output import print_json, say
+from calibrune.errors import ConfigError, without_secrets
 
 if TYPE_CHECKING:  # imported where it is used: `calibrune --help` waits for no torch
     from calibrune.evaluation.paired import Evaluation
@@ -85,7 +86,7 @@ def evaluate(
     from dataclasses import asdict
 
     from calibrune.calibration.spec import parts_of
-    from calibrune.durable import check_writable, to_json, write_whole
+    from calibrune.durable import check_writable, sealed_json, write_whole
     from calibrune.evaluation import paired
     from calibrune.report import evaluations as report
     from calibrune.report import terminal
@@ -106,7 +107,7 @@ def evaluate(
         models,
         compare=compare,
         asked=asked,
-        command=shlex.join(["calibrune", *context.obj]),
+        command=without_secrets(shlex.join(["calibrune", *context.obj])),
         names=[name for name in parts_of(perplexity or usual) if name or not tasks],
         against=against,
         limit=limit,
@@ -126,14 +127,14 @@ def evaluate(
     if compare:
         found = {"evaluations": [one.as_json() for one in evaluated], "comparisons": list(map(asdict, compared))}
     if out is not None:
-        write_whole(out, f"{to_json(found)}\n".encode())
+        write_whole(out, f"{sealed_json(found)}\n".encode())
     if page is not None:
         report.evaluation_page(evaluated, compared).write(page)
     if as_json:
-        return _print_json(found)
-    typer.echo(report.comparison_text(evaluated, compared) if compare else terminal.scores_text(evaluated[0].scores))
+        return print_json(found)
+    say(report.comparison_text(evaluated, compared) if compare else terminal.scores_text(evaluated[0].scores))
     if page is not None:
-        typer.echo(f"\npage: {page}")
+        say(f"\npage: {page}")
     return None
 
 

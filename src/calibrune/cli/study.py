@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from calibrune.cli import Device, Json, _print_json, app, command
+from calibrune.cli import Device, Json, Trust, app, command
+from calibrune.cli.output import print_json, say
 
 study = typer.Typer(
     name="study",
@@ -64,6 +65,7 @@ def run(
         str | None,
         typer.Option(metavar="NAME", help="Tell a tracker of every run: trackio, wandb, mlflow, or module:Class."),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Do the runs of a plan that are not done yet; killed, the same command goes on where it was."""
@@ -78,8 +80,8 @@ def run(
     if dry_run:
         read.check(data)
         found = outlook(read) | {"seeds": outlook_text(read)}
-        return _print_json(found) if as_json else typer.echo(_outlook_text(found))
-    executor = _executor(ray, per_run, data, device)
+        return print_json(found) if as_json else say(_outlook_text(found))
+    executor = _executor(ray, per_run, data, device, trust_remote_code)
     found = run_study(
         read,
         _folder(read, out),
@@ -88,11 +90,12 @@ def run(
         retry_failed=retry_failed,
         executor=executor,
         tracker=tracker,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        typer.echo(_status_text(found))
+        say(_status_text(found))
     if found["failed"]:
         raise typer.Exit(1)
     return None
@@ -114,7 +117,7 @@ def status(
     from calibrune.study.runner import status
 
     found = status(*_opened(plan, out))
-    return _print_json(found) if as_json else typer.echo(_status_text(found))
+    return print_json(found) if as_json else say(_status_text(found))
 
 
 @command(
@@ -151,14 +154,14 @@ def report(
         raise ConfigError(f"no run of the study in {str(results.folder)!r} is done: `calibrune study run` begins it")
     found = judge(scores)
     if format is not None:
-        return typer.echo(tables_text(found, format), nl=False)
+        return say(tables_text(found, format), nl=False)
     name = read.name
     again = f"calibrune study run {name}.yaml --data DIR --out {name}\ncalibrune study report {name}"
     where = write_report(found, results, page=page, command=again)
     said = [one.text for one in headlines(found)]
     if as_json:
-        return _print_json({"study": name, "page": str(where), "headlines": said})
-    return typer.echo("\n".join([*said, f"the page: {where}"]))
+        return print_json({"study": name, "page": str(where), "headlines": said})
+    return say("\n".join([*said, f"the page: {where}"]))
 
 
 def _opened(plan: Path, out: Path | None) -> tuple[Any, Any]:
@@ -166,15 +169,17 @@ def _opened(plan: Path, out: Path | None) -> tuple[Any, Any]:
     from calibrune.errors import ConfigError
     from calibrune.study.reading import read_plan
     from calibrune.study.results import Results
-    from calibrune.study.runner import PLAN
+    from calibrune.study.runner import PLAN, check_kept_plan
 
     own = (plan if plan.is_dir() else _folder(read_plan(plan), out)) / PLAN
     if plan.is_dir() and not own.is_file():
         raise ConfigError(f"the folder {str(plan)!r} holds no study (there is no {PLAN} in it); name a plan")
+    if own.is_file():
+        check_kept_plan(own)
     return read_plan(own if own.is_file() else plan), Results(own.parent)
 
 
-def _executor(ray: str | None, per_run: str, data: Path | None, device: str) -> Any:
+def _executor(ray: str | None, per_run: str, data: Path | None, device: str, trust: bool) -> Any:
     from calibrune.errors import ConfigError
     from calibrune.study.on_ray import OnRay, Resources
 
@@ -182,7 +187,7 @@ def _executor(ray: str | None, per_run: str, data: Path | None, device: str) -> 
     resources = Resources(**pairs)
     if ray is None and pairs:
         raise ConfigError("--per-run is for a cluster, and none was named: add --ray local")
-    return None if ray is None else OnRay(ray, data, device, resources)
+    return None if ray is None else OnRay(ray, data, device, resources, trust)
 
 
 def _folder(plan: Any, out: Path | None) -> Path:

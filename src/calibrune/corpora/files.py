@@ -13,6 +13,7 @@ from typing import Any
 
 from calibrune.corpora.document import Document
 from calibrune.corpora.unpacking import PACKED_ENDINGS, optional, unpacked
+from calibrune.durable import parsed
 from calibrune.errors import CorpusError
 from calibrune.settings import settings
 
@@ -126,7 +127,7 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[tuple[int, str | None
                 for text in batch.column(0).to_pylist():
                     number += 1
                     yield number, text
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
         raise CorpusError(f"{path} cannot be read as Parquet ({said}): it is damaged or not a Parquet file") from None
 
@@ -165,9 +166,11 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 def _text_in(written: str, path: Path, number: int, text_field: str) -> str | None:
     where = f"line {number} of {path}"
     try:
-        row = json.loads(written)
-    except json.JSONDecodeError as error:
-        said = f"{error.msg.lower().removesuffix(' at')}, character {error.pos}"
+        row = parsed(written)
+    except ValueError as error:
+        said = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            said = f"{error.msg.lower().removesuffix(' at')}, character {error.pos}"
         raise CorpusError(f"{where} is not JSON ({said}): the file must have one JSON object per line") from None
     if not isinstance(row, dict):
         raise CorpusError(f"{where} is {_json_kind(row)}, not an object: write one object per line, with a text field")

@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
 from pydantic import Field
 
 from calibrune.corpora.document import Document
-from calibrune.durable import keeping, write_whole
+from calibrune.durable import keeping, sync, write_whole
 from calibrune.errors import ConfigError, CorpusError
 from calibrune.lm.hub import TIMEOUT, HTTPError, first_line
 from calibrune.lm.loading import cache_folder
@@ -87,6 +87,8 @@ class HubCorpus:
             re.compile(self.article_begins)
         except re.error as error:
             raise ConfigError(f"article_begins={self.article_begins!r} is no regular expression ({error})") from None
+        if self.files and (self.files.startswith("/") or "://" in self.files or ".." in self.files.split("/")):
+            raise ConfigError(f"files={self.files!r} leads out of the repository; name files in it")
         if self.template and self.template != "alpaca" and not _braced(self.template):
             raise ConfigError(
                 f"template={self.template!r} names no column in braces, as '{{question}} {{answer}}' does, nor is it "
@@ -222,7 +224,9 @@ class HubCorpus:
                         file.write(json.dumps(text) + "\n")
                         n += 1
                 kept = folder / (f"all-{n}.jsonl.gz" if n < self.scan else f"first-{n}.jsonl.gz")
+                sync(unfinished)
                 unfinished.replace(kept)
+                sync(folder)
             finally:
                 unfinished.unlink(missing_ok=True)
         return KeptRows(kept)
@@ -318,6 +322,8 @@ class KeptRows(NamedTuple):
         try:
             with gzip.open(self.path, "rt", encoding="utf-8") as file:
                 yield from map(json.loads, islice(file, n))
+                for _ in file:  # to the end, where the hash of all is
+                    pass
         except (OSError, EOFError, ValueError, zlib.error) as said:
             raise CorpusError(
                 f"{self.path} is damaged ({first_line(said)}): delete it, and it is fetched anew"

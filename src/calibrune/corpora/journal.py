@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from calibrune.durable import keeping
+from calibrune.durable import append, keeping, parsed, sealed, unsealed
 from calibrune.lm.generation import GeneratedText
 
 log = logging.getLogger(__name__)
@@ -67,9 +66,8 @@ class Journal:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.file.with_suffix(".lock")):
                 self._scan()
-                self._drop_torn_line()
                 new = [_line(key, text) for key, text in texts.items() if key not in self._places]
-                self._write(b"".join(new))
+                append(self.file, b"".join(new))
                 self._scan()
 
     def _scan(self) -> None:
@@ -89,28 +87,9 @@ class Journal:
                     self._places[key] = (self._scanned, len(line))
                 self._scanned += len(line)
 
-    def _drop_torn_line(self) -> None:
-        # nobody else writes while we hold the lock: what is behind the last whole line was left by a crash
-        if self.file.exists() and self.file.stat().st_size > self._scanned:
-            log.warning("the last line of %s was cut short by a crash; its text is written anew", self.file.name)
-            os.truncate(self.file, self._scanned)
-
-    def _write(self, lines: bytes) -> None:
-        handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            left = memoryview(lines)
-            while left:
-                left = left[os.write(handle, left) :]
-            os.fsync(handle)
-        except OSError:
-            os.ftruncate(handle, self._scanned)  # half a line is worth nothing
-            raise
-        finally:
-            os.close(handle)
-
 
 def _line(key: str, text: GeneratedText) -> bytes:
-    return (HEAD + json.dumps(key) + ", " + json.dumps(asdict(text))[1:] + "\n").encode()
+    return (json.dumps(sealed({"key": key} | asdict(text))) + "\n").encode()
 
 
 def _key(line: bytes) -> str | None:
@@ -122,7 +101,7 @@ def _key(line: bytes) -> str | None:
 
 
 def _text(line: bytes) -> GeneratedText:
-    row = json.loads(line)
+    row = unsealed(parsed(line))
     text = GeneratedText(tuple(row["token_ids"]), row["prompt_length"], tuple(row["log_probs"]), row["finished"])
     if len(text.token_ids) != text.prompt_length + len(text.log_probs):
         raise ValueError("a token has no score")

@@ -14,7 +14,11 @@ from calibrune.errors import CorpusError
 
 PACKED_ENDINGS = (".gz", ".zst")
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 12
+"""Packed bytes that are unpacked at once: of a file that is made to fill the memory, they are some 100 MB."""
+
+LONGEST_LINE = 1 << 28
+"""Bytes; a packed file can hold a line larger than any memory."""
 
 
 def optional(module: str, path: Path) -> ModuleType:
@@ -38,16 +42,27 @@ def unpacked(path: Path) -> Iterator[Iterable[bytes]]:
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
-                yield gzip.GzipFile(fileobj=file)
+                yield _lines(gzip.GzipFile(fileobj=file), path)
             elif path.suffix == ".zst":
-                yield io.BufferedReader(_Unzst(file, optional("zstandard", path)))
+                yield _lines(io.BufferedReader(_Unzst(file, optional("zstandard", path))), path)
             else:
-                yield file
+                yield _lines(file, path)
     except (gzip.BadGzipFile, zlib.error, EOFError, _BrokenZstError) as error:
         raise CorpusError(
             f"{path} cannot be unpacked ({str(error).rstrip('.').lower()}): it is damaged, cut off, "
             f"or not a {path.suffix} file; get it again"
         ) from None
+
+
+def _lines(file: Any, path: Path) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise CorpusError(
+                f"line {number} of {path} has more than {LONGEST_LINE >> 20} MB: it is damaged, or no file of documents"
+            )
+        yield line
 
 
 class _BrokenZstError(Exception):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrune.calibration.tokenizers import describe_tokenizer
-from calibrune.durable import keeping, write_whole
+from calibrune.durable import keeping, parsed, sealed, unsealed, write_whole
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
 
 
@@ -23,16 +23,17 @@ def finished_key(asked: dict[str, Any]) -> str:
 def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
     """The record that was finished under this key; None where there is none, or one that is damaged."""
     try:
-        record = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        record = unsealed(parsed((folder / f"{key}.json").read_bytes()))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.get("key") == key else None
+    return record if record.get("key") == key else None
 
 
 def write_finished(folder: Path, key: str, what: str, record: dict[str, Any]) -> None:
     """Keep a record, whole or not at all; `RunError` where there is no room for `what` it is."""
     with keeping(f"the results of {what}", folder):
-        write_whole(folder / f"{key}.json", json.dumps({"key": key} | record, default=str).encode())
+        plain = json.loads(json.dumps({"key": key} | record, default=str))
+        write_whole(folder / f"{key}.json", json.dumps(sealed(plain)).encode())
 
 
 def describe_model(lm: LanguageModel) -> dict[str, Any]:

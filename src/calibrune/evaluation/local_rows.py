@@ -4,16 +4,15 @@ A task of the harness names a dataset of the hub, a subset and its splits. Here 
 metrics and everything else stay the harness's. A row has the fields that the task's own code reads.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from calibrune.corpora.unpacking import unpacked
+from calibrune.durable import parsed, sha256_of
 from calibrune.errors import CorpusError
 from calibrune.evaluation import row_checks
-from calibrune.lm.loading import sha256_of
 
 ENDINGS = (".jsonl.gz", ".jsonl.zst", ".jsonl")
 
@@ -112,7 +111,7 @@ def _read(path: Path, where: LocalSet) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parsed(line)
             except ValueError as error:
                 raise CorpusError(f"{path}, line {number}: no JSON ({error}); each line is one row") from None
             if not isinstance(row, dict):

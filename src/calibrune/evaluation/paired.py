@@ -3,7 +3,6 @@
 Two scores are compared only where all that can change them, but the model, is the same.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import exp, isclose, isfinite, nan
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, cast
 
+from calibrune.durable import parsed, unsealed
 from calibrune.errors import ConfigError
 from calibrune.evaluation.averages import MIN_BLOCKS, of_neighbours
 from calibrune.evaluation.perplexity import MEAN_PERPLEXITY
@@ -124,9 +124,9 @@ def read_evaluations(path: Path) -> list[Evaluation]:
         ConfigError: there is no such file, or it holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = unsealed(parsed(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read as JSON ({error}); give a file of `evaluate --out`") from None
+        raise ConfigError(f"{str(path)!r} cannot be read ({error}); give a file of `evaluate --out`") from None
     parts: list[Any] = found.get("evaluations", [found]) if isinstance(found, dict) else []
     try:
         if not parts:
@@ -140,7 +140,7 @@ def read_evaluations(path: Path) -> list[Evaluation]:
             )
             for part in parts
         ]
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise ConfigError(f"{str(path)!r} holds no scores; give a file that `evaluate --out` wrote") from None
 
 
@@ -165,9 +165,13 @@ def _score(record: dict[str, Any]) -> Score:
     # JSON knows no infinity and no nan: both were written as null
     value = nan if record["value"] is None else float(record["value"])
     items = tuple(nan if item is None else float(item) for item in record["items"])
-    if not isinstance(record["protocol"], dict) or "dataset" not in record["protocol"]:
+    stderr = None if record["stderr"] is None else float(record["stderr"])
+    protocol, kinds = record["protocol"], {"metric": str, "n": int, "higher_is_better": bool}
+    if not all(isinstance(record[name], kind) for name, kind in kinds.items()) or not isinstance(record["items"], list):
         raise TypeError
-    return Score(**{**record, "value": value, "items": items})
+    if not isinstance(protocol.get("dataset"), str) or not isinstance(protocol.get("source", {}), dict):
+        raise TypeError
+    return Score(**{**record, "value": value, "stderr": stderr, "items": items})
 
 
 def _of(score: Score) -> tuple[str, str]:

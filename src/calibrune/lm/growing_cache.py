@@ -1,5 +1,7 @@
 """A cache for generation that does not copy all it holds at every token, and whose rows can begin anew."""
 
+from inspect import signature
+
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -19,7 +21,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            # transformers 4 wants the keys alone
+            states = (key_states, value_states)
+            self.lazy_initialization(*states[: len(signature(self.lazy_initialization).parameters)])
         new = key_states.shape[-2]
         if not self._buffers or self._end + new > self._buffers[0].shape[-2]:
             self._move((key_states, value_states), self._end - self._start + new)

@@ -10,9 +10,10 @@ from typing import Literal
 from huggingface_hub import dataset_info, hf_hub_download, model_info, try_to_load_from_cache
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
-    RemoteEntryNotFoundError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -35,6 +36,8 @@ class HubFile:
     """Of the repository."""
     offline: bool
     """The hub gave no answer, and the file is from the local cache."""
+    files: tuple[str, ...] = ()
+    """What the repository holds, at that commit; offline: what of it the cache has."""
 
 
 def hub_file(
@@ -49,25 +52,26 @@ def hub_file(
     what = f"the {kind} {repository!r}"
     try:
         info = model_info if kind == "model" else dataset_info
-        info(repository, revision=revision, timeout=TIMEOUT)
+        siblings = info(repository, revision=revision, timeout=TIMEOUT).siblings or ()
         # by the branch's name, so that the cache knows it when the hub is away
         path = Path(hf_hub_download(repository, file, repo_type=kind, revision=revision, etag_timeout=TIMEOUT))
-        return HubFile(path, _commit_of(path), offline=False)
+        return HubFile(path, _commit_of(path), offline=False, files=tuple(one.rfilename for one in siblings))
     except GatedRepoError as said:
         raise error(f"{what} is gated; accept its terms on the hub and set HF_TOKEN") from said
     except RevisionNotFoundError as said:
         raise error(f"{what} has no revision {revision!r} on the hub; check it") from said
-    except RemoteEntryNotFoundError as said:
-        raise error(f"{what} on the hub has no {file}; check the name, or give a local path") from said
     except (RepositoryNotFoundError, HFValidationError) as said:
         raise error(
             f"there is no {kind} {repository!r}, neither a local path nor on the hub (a private one needs HF_TOKEN); "
             f"check the name, or give a local path"
         ) from said
     except (OSError, HTTPError) as said:
+        if isinstance(said, EntryNotFoundError) and not isinstance(said, LocalEntryNotFoundError):
+            raise error(f"{what} on the hub has no {file}; check the name, or give a local path") from said
         cached = try_to_load_from_cache(repository, file, repo_type=kind, revision=revision)
         if isinstance(cached, str):
-            return HubFile(Path(cached), _commit_of(Path(cached)), offline=True)
+            files = tuple(one.name for one in Path(cached).parent.iterdir())
+            return HubFile(Path(cached), _commit_of(Path(cached)), offline=True, files=files)
         raise error(
             f"{what} is no local path, the hub cannot be reached ({first_line(said)}), and its local cache does not "
             f"have it; give a local path"

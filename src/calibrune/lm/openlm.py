@@ -10,6 +10,7 @@ installed: it imports torch and transformers only.
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -286,9 +287,11 @@ class OpenLMModel(OpenLMPreTrainedModel):
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
+        # transformers 4 has another name for it, and wants the positions of the cache too
+        new = "inputs_embeds" in signature(create_causal_mask).parameters
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=x,
+            **({"inputs_embeds": x} if new else {"input_embeds": x, "cache_position": position_ids[0]}),
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,

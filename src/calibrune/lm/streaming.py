@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from calibrune.lm.loading import DtypeName, LanguageModel, device_of, dtype_of, explained, locate
+from calibrune.lm.loading import DtypeName, LanguageModel, check_config, device_of, dtype_of, explained, locate
+from calibrune.lm.record import check_files
 from calibrune.lm.weights import Shards, empty_parameters, read_blocks_from
 
 NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -25,6 +27,7 @@ def load_streamed(
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    as_written: bool = True,
 ) -> LanguageModel:
     """Load a model of which a single block at a time is in memory: each reads its weights when it is called.
 
@@ -34,25 +37,39 @@ def load_streamed(
         ModelError: the checkpoint is quantized, is no safetensors, or holds its weights in another form than the model.
     """
     where, kind = device_of(device), dtype_of(dtype)
-    place, source = locate(str(name), revision)
-    if not Path(place).is_dir():
-        place = snapshot_download(
-            place, revision=source["revision"], local_files_only=source.pop("offline", False), allow_patterns=NEEDED
-        )
-    shards = Shards.of(Path(place))
+    place, source = local_checkpoint(str(name), revision)
+    if as_written:
+        check_files(place)
+    shards = Shards.of(place)
     with explained(str(name)):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        tokenizer("a text")  # one that was made, and cannot
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        check_config(config)
         if getattr(config, "quantization_config", None):
             raise ValueError("it is quantized, and only plain weights are read block by block")
         if not isinstance(kind, torch.dtype):
             kind = config.dtype or next(head.dtype for head in shards.headers.values() if head.dtype.is_floating_point)
         with empty_parameters():
             model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
-        if (Path(place) / "generation_config.json").is_file():
+        if (place / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(place)
     read_blocks_from(model, shards, where)
     return LanguageModel(model.eval(), tokenizer, source | {"dtype": str(kind).removeprefix("torch.")})
+
+
+def local_checkpoint(name: str, revision: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The folder of a checkpoint on this machine, fetched from the hub if it is there; and the record of what it is.
+
+    Raises:
+        ModelError, ConfigError: as `load_model`.
+    """
+    place, source = locate(name, revision)
+    if not Path(place).is_dir():
+        place = snapshot_download(
+            place, revision=source["revision"], local_files_only=source.pop("offline", False), allow_patterns=NEEDED
+        )
+    return Path(place), source
 
 
 def fits_in_memory(name: str, *, dtype: DtypeName = "auto", device: str = "auto", revision: str | None = None) -> bool:

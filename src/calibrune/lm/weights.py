@@ -22,10 +22,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from calibrune.durable import parsed
 from calibrune.errors import ModelError
 from calibrune.lm.layout import DecoderBlock, decoder_blocks
+from calibrune.lm.trust import INDEX
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Shards:
         """
         if (folder / INDEX).is_file():
             try:
-                names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-                # a name is a file of this folder, whatever the index says
+                names = parsed((folder / INDEX).read_bytes())["weight_map"]
+                # a name is a file of this folder, whatever the index says; `locate` has refused others
                 files = {str(name): folder / Path(file).name for name, file in names.items()}
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ModelError(

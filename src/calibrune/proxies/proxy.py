@@ -4,21 +4,19 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from calibrune.activations import InputNorm, stream_blocks
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.durable import keeping, write_whole
+from calibrune.durable import keeping
 from calibrune.errors import CalibrationError
 from calibrune.lm.likelihood import token_moments
 from calibrune.lm.loading import LanguageModel, cache_folder, weights_fingerprint
+from calibrune.lm.tensors import read_tensors, write_tensors
 from calibrune.progress import track
 
 Better = Literal["higher", "lower", "unknown"]
@@ -92,11 +90,11 @@ class Context:
 
     def _kept(self, what: str, data: CalibrationSet, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         file = cache_folder() / "proxies" / self._key / f"{what}-{data.fingerprint}.safetensors"
-        if (kept := _read(file)) is not None:
-            return kept
+        if (kept := read_tensors(file)) is not None:
+            return kept[0]
         measured = measure()
         with keeping("what was measured", file):
-            write_whole(file, save({name: tensor.contiguous().clone() for name, tensor in measured.items()}))
+            write_tensors(file, {name: tensor.contiguous().clone() for name, tensor in measured.items()})
         return measured
 
 
@@ -129,11 +127,3 @@ def check_scorable(data: CalibrationSet) -> None:
             f"number {short[0] + 1}) have fewer than 2 real tokens, too few to score: use windows=packed, or longer "
             f"documents"
         )
-
-
-def _read(file: Path) -> dict[str, Tensor] | None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError):
-        return None

@@ -1,18 +1,21 @@
 """What `calibrune inspect` shows: text for the terminal and, on request, a picture of the layers in a file."""
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from calibrune import __version__
 from calibrune.durable import write_whole
-from calibrune.errors import ConfigError
+from calibrune.errors import CalibruneError, ConfigError
 from calibrune.patterns import percent
 from calibrune.report import terminal
 from calibrune.report.extras import DRAWING, PAGE, import_extra
 from calibrune.report.layers import Layer, by_kind, kind, one_by_one, remarks
 from calibrune.report.page import Grid, Heading, Page, Paragraph, Picture
 from calibrune.report.plots import LayerPanel, layer_charts
+
+T = TypeVar("T")
 
 PICTURES = (".svg", ".png", ".html")
 
@@ -26,9 +29,23 @@ def text(what: str, found: Mapping[str, Any], *, every_layer: bool = False) -> s
     if what == "calibration set":
         if every_layer:
             raise ConfigError("a calibration set has no layers to list; give a pruned checkpoint or a model")
-        return terminal.set_text(found)
-    show = terminal.checkpoint_text if what == "pruned checkpoint" else terminal.model_text
-    return show(found, every_layer=every_layer)
+        return _shown(what, lambda: terminal.set_text(found))
+    if what == "pruned checkpoint":
+        return _shown(what, lambda: terminal.checkpoint_text(found, every_layer=every_layer))
+    return terminal.model_text(found, every_layer=every_layer)
+
+
+def _shown(what: str, show: Callable[[], T]) -> T:
+    """What is to be seen of a record; one that somebody else wrote may lack what is shown of it."""
+    try:
+        return show()
+    except CalibruneError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(
+            f"the manifest of this {what} lacks what is to be shown of it ({type(error).__name__}: "
+            f"{reprlib.repr(str(error))}): it was not written by this program; --json shows it as it is"
+        ) from None
 
 
 def check_asked(

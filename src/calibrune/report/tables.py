@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibrune.errors import ConfigError
+from calibrune.errors import ConfigError, plain
 
 Cell = str | int | float | None
 
@@ -117,7 +117,7 @@ def _padded(cell: str, width: int, right: bool) -> str:
 
 def _one_line(cell: str) -> str:
     # a model may have written it: no line breaks, and nothing that a terminal would obey
-    return "".join(c if unicodedata.category(c) != "Cc" else " " for c in cell)
+    return plain(cell).replace("\n", " ").replace("\t", " ")
 
 
 _TEX = {character: "\\" + character for character in "&%$#_{}"} | {

@@ -10,6 +10,7 @@ from calibrune.evaluation.score import Score
 from calibrune.patterns import Unstructured, parse_pattern, percent
 from calibrune.report.layers import Layer, by_kind, one_by_one, remarks, worst
 from calibrune.report.tables import Table
+from calibrune.sparsity import kernels, stored_bytes
 
 WIDEST = 110
 """Lines longer than this are hard to read, however wide the terminal."""
@@ -54,6 +55,8 @@ def checkpoint_text(manifest: Mapping[str, Any], *, every_layer: bool = False) -
         "calibration": _calibration(calibration),
         **remarks(report["layers"]),
         "allocation": f"{_facts(request['allocation'], first='name')}; propagation {request['propagate']}",
+        "on disk": _on_disk(request, report),
+        "speed": _speed(request, report["layers"]),
         "took": f"{report['seconds']:.0f} s for the pruning",
     }
     head = f"{request['model']['name']}, pruned to {percent(request['pattern'])} (run {manifest['key']})"
@@ -158,6 +161,30 @@ def _calibration(manifest: Mapping[str, Any] | None) -> str:
 def _sequences(manifest: Mapping[str, Any]) -> str:
     padded = f" ({manifest['real_tokens']:,} real ones, the rest is padding)" if "real_tokens" in manifest else ""
     return f"{manifest['n_samples']:,} sequences of {manifest['seq_len']:,} tokens{padded}"
+
+
+def _on_disk(request: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What the zeros would save where they were packed, which they are not."""
+    sizes = stored_bytes(report["layers"], report["parameters"], request["model"].get("dtype", "float32"))
+    mb = {name: f"{number / 1e6:,.1f} MB" for name, number in sizes.items()}
+    said = f"{mb['dense']}, dense, zeros included: no smaller than before. Packed, which no mainstream engine loads: "
+    said += f"{mb['bitmask']} as a bit mask and values, {mb['coded']} with the mask coded"
+    return said + (f", {mb['2:4']} in PyTorch's 2:4 format" if "2:4" in mb else "")
+
+
+def _speed(request: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+    """What will run faster, and what will not."""
+    asked = {layer["asked"] for layer in layers}
+    if "2:4" not in asked:
+        kind = "N:M other than 2:4" if all(":" in one for one in asked) else "unstructured sparsity"
+        return f"as before: no mainstream engine runs {kind} faster"
+    dtype = request["model"].get("dtype", "float32")
+    taken = sum(layer["asked"] == "2:4" and bool(kernels(layer["shape"], dtype)) for layer in layers)
+    said = "as before in any engine that loads the folder as it is; PyTorch's to_sparse_semi_structured takes "
+    said += (
+        f"{taken} of the {len(layers)} layers in {dtype}, on CUDA from compute capability 8.0 on, and those may gain"
+    )
+    return said + ("" if dtype != "float32" else " (more do in bfloat16)")
 
 
 def _layers(layers: Sequence[Layer], every_layer: bool) -> list[str]:

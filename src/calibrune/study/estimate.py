@@ -168,10 +168,9 @@ def _size(model: Model) -> Size | None:
     with _quiet():
         try:
             folder, source = locate(model.name, model.revision)
-            options = {"trust_remote_code": model.trust_remote_code, "revision": source.get("revision")}
-            config = AutoConfig.from_pretrained(folder, **options)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, revision=source.get("revision"))
             with torch.device("meta"):
-                empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+                empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             prunable = sum(layer.weight.numel() for block in decoder_blocks(empty) for layer in block.layers)
         except _NOT_AT_HAND:
             return None

@@ -22,15 +22,14 @@ class Executor(Protocol):
 class InProcess:
     """One run after another, in this process, in the order of the plan."""
 
-    def __init__(self, data: Path | None = None, device: str = "auto") -> None:
-        self._data = data
-        self._device = device
+    def __init__(self, data: Path | None = None, device: str = "auto", trust_remote_code: bool = False) -> None:
+        self._how = data, device, trust_remote_code
         self._bench: tuple[Model, Workbench] | None = None
 
     def pin(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         model = specs[0].model
         self._bench = None  # the model before makes room first
-        self._bench = model, Workbench(model, self._data, self._device)
+        self._bench = model, Workbench(model, *self._how)
         return self._bench[1].pin(specs)
 
     def outcomes(self, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Outcome]]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt
 
-from calibrune.errors import CalibruneError, ConfigError
+from calibrune.errors import CalibruneError, ConfigError, StorageError
 from calibrune.settings import settings
 from calibrune.study.spec import Model, RunSpec
 from calibrune.study.workbench import Outcome, Workbench, failed
@@ -41,8 +41,8 @@ class Resources:
 class Bench:
     """A worker: a process with a `Workbench`."""
 
-    def __init__(self, model: Model, data: Path | None, device: str, threads: int, folder: str) -> None:
-        self._asked = model, data, device
+    def __init__(self, asked: tuple[Model, Path | None, str, bool], threads: int, folder: str) -> None:
+        self._asked = asked
         self._bench: Workbench | None = None
         torch.set_num_threads(threads)
         if os.path.isdir(folder):
@@ -70,7 +70,7 @@ class OnRay:
 
     Args:
         address: "local" starts Ray on this machine; "auto" finds the cluster that runs here; else a cluster's address.
-        data, device: as for `Workbench`.
+        data, device, trust_remote_code: as for `Workbench`.
         resources: of each run.
 
     Raises:
@@ -78,15 +78,19 @@ class OnRay:
     """
 
     def __init__(
-        self, address: str, data: Path | None = None, device: str = "auto", resources: Resources | None = None
+        self,
+        address: str,
+        data: Path | None = None,
+        device: str = "auto",
+        resources: Resources | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("--ray needs Ray, which is not installed: pip install 'calibrune[ray]'")
         import ray
 
         self._ray = ray
-        self._data = None if data is None else data.resolve()
-        self._device = device
+        self._how = None if data is None else data.resolve(), device, trust_remote_code
         self._resources = resources or Resources()
         self._model: Model | None = None
         self.workers: dict[Any, int] = {}
@@ -130,6 +134,8 @@ class OnRay:
                 outcome = self._ray.get(answer)
                 idle.append(worker)
             except self._ray.exceptions.RayError as error:
+                if isinstance(cause := getattr(error, "cause", None), StorageError):
+                    raise cause from None
                 self._dismiss(worker)
                 deaths[spec] += 1
                 if deaths[spec] <= self._resources.retries:
@@ -160,7 +166,7 @@ class OnRay:
             num_gpus=self._resources.gpus,
             memory=None if memory is None else int(memory * 1e9),
         )(Bench)
-        worker = kind.remote(self._model, self._data, self._device, torch.get_num_threads(), os.getcwd())
+        worker = kind.remote((self._model, *self._how), torch.get_num_threads(), os.getcwd())
         self.workers[worker] = self._ray.get(worker.process.remote())
         return worker
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from calibrune.errors import ConfigError
-from calibrune.settings import nearest
+from calibrune.settings import UNREADABLE_YAML, check_size, nearest
 
 Place = tuple[str | int, ...]
 """Where in a plan: ("calibration", 0, "source")."""
@@ -96,11 +96,15 @@ def overridden(plan: PlanFile, settings: Sequence[str]) -> PlanFile:
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> PlanFile:
-    if path.resolve() in readers:
-        raise ConfigError(f"the plan {path} extends itself, by way of {' and '.join(p.name for p in readers)}")
     try:
+        if path.resolve() in readers:
+            raise ConfigError(f"the plan {path} extends itself, by way of {' and '.join(p.name for p in readers)}")
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
         raise ConfigError(f"there is no plan {str(path)!r} to be read ({error}); name a YAML file") from None
     values, lines = _parsed(text, path.name)
     if not isinstance(values, dict):
@@ -129,20 +133,31 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parsed(text: str, name: str, *, of_a_file: bool = True) -> tuple[Any, dict[Place, str]]:
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)  # which looks at the characters
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} cannot be read as YAML: {' '.join(str(error).split())}") from None
     try:
         node = loader.get_single_node()
         if node is None:
             return None, {}
+        check_size(node, _inside, name)
         lines = {place: f"{name}, line {line}" if of_a_file else name for place, line in _lines(node)}
         return loader.construct_document(node), lines
-    except (yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{name} cannot be read as YAML: {said}") from None
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+    except UNREADABLE_YAML as error:
+        raise ConfigError(f"{name} cannot be read as YAML: {' '.join(str(error).split())[:1000]}") from None
     finally:
         loader.dispose()
+
+
+def _inside(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
 
 
 def _lines(node: yaml.Node, place: Place = (), line: int | None = None) -> Iterator[tuple[Place, int]]:

@@ -1,9 +1,11 @@
 """From a plan's file to a plan: every key is known, every value checked, every error names its line."""
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +19,7 @@ from calibrune.patterns import parse_target
 from calibrune.proxies import PROXIES
 from calibrune.proxies.compare import proxy_of
 from calibrune.prune import MIN_EXPERT_TOKENS
-from calibrune.settings import nearest
+from calibrune.settings import MOST, nearest
 from calibrune.study.plan import MARGIN, Exclusion, Grid, StudyPlan
 from calibrune.study.plan_file import Place, PlanFile, overridden, read_plan_file
 from calibrune.study.spec import Evaluation, Model, Recipe, allocator_of, pruner_of, render
@@ -65,6 +67,9 @@ def read_plan(path: Path | str, settings: Sequence[str] = ()) -> StudyPlan:
         margin=_margin(file),
         values=file.values,
     )
+    with file.at("name"):
+        if not re.fullmatch(r"\w[\w .+-]*", plan.name):  # it is the name of a folder
+            raise ConfigError(f"a plan cannot be called {reprlib.repr(plan.name)}: write letters, digits and - _ . +")
     with file.at("baseline"):
         names = [recipe.name for grid in plan.grids for recipe in grid.calibration]
         if plan.baseline is not None and plan.baseline not in names:
@@ -113,6 +118,8 @@ def _grid(file: PlanFile, values: dict[str, Any], places: Mapping[str, Place]) -
 
 def _model(file: PlanFile, given: Any, place: Place) -> list[Model]:
     if isinstance(given, dict):
+        if "trust_remote_code" in given:
+            raise ConfigError("a plan cannot allow a model's own code: say --trust-remote-code where it is run")
         file.check_keys(given, [f.name for f in fields(Model)], "a model", *place)
         return [Model(**given)]
     if not isinstance(given, str):
@@ -122,6 +129,8 @@ def _model(file: PlanFile, given: Any, place: Place) -> list[Model]:
 
 def _recipes(file: PlanFile, given: Any, place: Place) -> list[Recipe]:
     options = dict(given) if isinstance(given, dict) else {"source": given}
+    if odd := next((key for key in options if not isinstance(key, str)), None):
+        raise ConfigError(f"an option of a calibration has a name, and {odd!r} is none")
     if not isinstance(options.get("source"), str | list):
         raise ConfigError("a calibration needs a `source:`, a SPEC as for `calibrune prune --calibration`")
     name = options.pop("name", None)
@@ -130,6 +139,8 @@ def _recipes(file: PlanFile, given: Any, place: Place) -> list[Recipe]:
     defaults = {key: file.values[key] for key in ("samples", "seq_len") if key in file.values}
     varied = _choices(defaults | options)
     several = [key for key, values in varied.items() if len(values) > 1 and key != "source"]
+    if prod(map(len, varied.values())) > MOST:
+        raise ConfigError(f"its options have more than {MOST:,} combinations; say those that are meant")
     made = []
     for combination in product(*varied.values()):
         chosen = dict(zip(varied, combination, strict=True))
@@ -144,10 +155,12 @@ def _recipes(file: PlanFile, given: Any, place: Place) -> list[Recipe]:
             [str(name) if name is not None else short_name(spec), *(f"{k}={(chosen | own)[k]}" for k in differs)]
         )
         plain = str(name) if name is not None else short_name(_plain(spec))
-        pool = own.get("pool")
-        if pool is not None and (own.get("samples") or DEFAULT_SAMPLES) > pool:
-            raise ConfigError(f"{own.get('samples') or DEFAULT_SAMPLES} samples cannot be drawn from a pool of {pool}")
-        made.append(Recipe(name=called, source=plain, spec=spec, **own))
+        recipe = Recipe(name=called, source=plain, spec=spec, **own)
+        if recipe.pool is not None and (recipe.samples or DEFAULT_SAMPLES) > recipe.pool:
+            raise ConfigError(
+                f"{recipe.samples or DEFAULT_SAMPLES} samples cannot be drawn from a pool of {recipe.pool}"
+            )
+        made.append(recipe)
     return made
 
 
@@ -250,12 +263,12 @@ def _exclusions(file: PlanFile) -> Iterator[Exclusion]:
         return
     for i, given in enumerate(file.sequence(file.values["exclude"], "exclude")):
         with file.at("exclude", i):
-            if not isinstance(given, dict) or not given:
+            if not isinstance(given, dict) or not all(isinstance(key, str) for key in given) or not given:
                 raise ConfigError("an entry of exclude is a mapping, as in {pruner: magnitude, pattern: '2:4'}")
         options = {
             name
             for one in file.sequence(file.get("calibration", [""]), "calibration")
-            for name in (one if isinstance(one, dict) else {})
+            for name in (map(str, one) if isinstance(one, dict) else ())
         }
         file.check_keys(given, [*WHAT_A_RUN_SAYS, *sorted(options)], "an entry of exclude", "exclude", i)
         values = {name: tuple(map(str, one if isinstance(one, list) else [one])) for name, one in given.items()}

@@ -6,15 +6,19 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from calibrune.durable import to_json, write_whole
-from calibrune.errors import OutputError, RunError
+from calibrune.durable import append, parsed, sealed, to_json, unsealed, write_whole
+from calibrune.errors import OutputError, StorageError
 
 log = logging.getLogger(__name__)
+
+NO_ROW = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What `check_row` raises."""
 
 ITEMS_IN_A_ROW = 4096
 """A row with more items than this has them in its record alone."""
@@ -43,15 +47,23 @@ class Results:
         rows = []
         for number, line in enumerate(self.file.read_bytes().split(b"\n")[:-1], 1):
             try:
-                row = json.loads(line)
-                rows.append(row | {"key": row["key"], "status": row["status"]})
-            except (ValueError, KeyError, TypeError):
+                row = unsealed(parsed(line))
+                check_row(row)
+                rows.append(row)
+            except NO_ROW:
                 log.warning("line %d of %s is damaged; its run counts as not done", number, self.file)
         return rows
 
     def latest(self) -> dict[str, dict[str, Any]]:
-        """The row that counts, by key."""
-        return {row["key"]: row for row in self.rows()}
+        """The row that counts, by key; one that is done, and whose record is missing or damaged, counts as not done."""
+        found = {row["key"]: row for row in self.rows()}
+        for key, row in list(found.items()):
+            try:
+                _ = row["status"] == "done" and self.record(key)
+            except OutputError as error:
+                log.warning("%s", error)
+                del found[key]
+        return found
 
     def record(self, key: str) -> dict[str, Any]:
         """The record of a run.
@@ -59,56 +71,60 @@ class Results:
         Raises:
             OutputError: there is none, or it is damaged.
         """
+        file = self.folder / "runs" / f"{Path(key).name}.json"
         try:
-            found: dict[str, Any] = json.loads((self.folder / "runs" / f"{key}.json").read_text(encoding="utf-8"))
+            return unsealed(parsed(file.read_bytes()))
         except (OSError, ValueError) as error:
-            raise OutputError(f"the run {key} has no readable record in {self.folder / 'runs'} ({error})") from None
-        return found
+            raise OutputError(
+                f"{file}, the record of a run, cannot be read ({error}); `calibrune study run` does the run anew"
+            ) from None
 
     def items(self, row: Mapping[str, Any]) -> list[list[float]]:
         """The items of a row's scores, wherever they are."""
         scores = row["scores"]
         if any(score["items"] is None for score in scores):
-            scores = self.record(row["key"])["scores"]
-        return [score["items"] for score in scores]
+            record = self.record(row["key"])
+            try:
+                check_row(record | {name: row[name] for name in ("key", "id", "status", "seconds", "run")})
+                scores = record["scores"]
+            except NO_ROW:
+                raise OutputError(f"the record of the run {row['key']} in {self.folder} is none of a run") from None
+        return [score["items"] or [] for score in scores]
 
     def append(self, row: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> None:
         """Add a row, and its run's record before it; when this returns, both survive a crash of the machine.
 
         Raises:
-            OutputError, RunError: they cannot be written; the rows before are safe.
+            StorageError: they cannot be written; the rows before are safe.
         """
-        if record is not None:
-            write_whole(self.folder / "runs" / f"{row['key']}.json", to_json(record).encode())
         scores = row.get("scores", ())
         if sum(len(score["items"]) for score in scores) > ITEMS_IN_A_ROW:
             row = {**row, "scores": [{**score, "items": None} for score in scores]}
         # through `to_json`, which knows what to do with inf and nan; in one line
-        line = json.dumps(json.loads(to_json(row)), ensure_ascii=False) + "\n"
-        try:
-            with self.file.open("ab", buffering=0) as file:
-                file.write(line.encode())
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(
-                f"a row cannot be added to {self.file} ({error.strerror}); the rows before it are safe: make room, and "
-                f"start the same command again"
-            ) from error
-
-    def mend(self) -> None:
-        """Cut off a last row that a crash cut short, so that the next begins a line; for who holds the lock."""
-        if not self.file.exists():
-            return
-        with self.file.open("rb+") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                log.warning("the last row of %s was cut short by a crash; its run is done anew", self.file.name)
-                file.truncate(whole)
+        line = json.dumps(sealed(json.loads(to_json(row))), ensure_ascii=False) + "\n"
+        with self._writing("a row cannot be added to", self.file):
+            if record is not None:
+                kept = sealed(json.loads(to_json(record)))
+                write_whole(self.folder / "runs" / f"{row['key']}.json", to_json(kept).encode())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append(self.file, line.encode())
 
     def note(self, state: Mapping[str, Any]) -> None:
-        """Say what is being done, for `calibrune study status`."""
-        write_whole(self.folder / "state.json", to_json({"pid": os.getpid(), **state}).encode())
+        """Say what is being done, for `calibrune study status`; `StorageError` where there is no room for it."""
+        file = self.folder / "state.json"
+        with self._writing("nothing can be written to", file):
+            write_whole(file, to_json({"pid": os.getpid(), **state}).encode())
+
+    @contextmanager
+    def _writing(self, what: str, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, OutputError) as error:
+            cause = error.__cause__ if isinstance(error, OutputError) else error
+            raise StorageError(
+                f"{what} {str(file)!r} ({getattr(cause, 'strerror', None) or error}); the rows that there are are "
+                f"safe: make room, and start the same command again"
+            ) from error
 
     def state(self) -> dict[str, Any]:
         """What was noted last; nothing where nothing was."""
@@ -154,3 +170,22 @@ class Results:
                 return False
         except Timeout:
             return True
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Raise one of `NO_ROW` unless a row has what is read of it; rows are files too, and may be anybody's."""
+    if not all(isinstance(row[name], str) for name in ("key", "id")) or row["status"] not in ("done", "failed"):
+        raise ValueError("its key, id or status is none")
+    if row["status"] == "failed":
+        row["error"] + ""
+        return
+    if not isfinite(row["seconds"]["all"]) or not isinstance(row["run"]["pruner"], str | None):
+        raise ValueError("its time or method is none")
+    for score in row["scores"]:
+        if not isinstance(score["dataset"], str | None) or not isinstance(score["metric"], str):
+            raise ValueError("a score has no name")
+        items = score["items"] if score["items"] is not None else []
+        for number in (score["value"], score["stderr"], *items):
+            isinstance(number, bool) or number is None or isnan(number)
+        if not isinstance(items, list) or not isinstance(score["higher_is_better"], bool):
+            raise ValueError("a score is none")

@@ -1,6 +1,8 @@
 """A study from its plan to its rows: what is missing is done, what is there is not done again."""
 
+import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ from typing import Any
 import yaml
 
 from calibrune.durable import write_whole
-from calibrune.errors import CalibruneError, OutputError
+from calibrune.errors import CalibruneError, ConfigError, OutputError
+from calibrune.settings import UNREADABLE_YAML
 from calibrune.study.execution import Executor, InProcess
 from calibrune.study.plan import StudyPlan, as_yaml
 from calibrune.study.results import Results
@@ -30,6 +33,7 @@ def run_study(
     retry_failed: bool = False,
     executor: Executor | None = None,
     tracker: Tracker | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Do all runs of a plan that have no row yet, and return how the study stands, as `status` does.
 
@@ -44,6 +48,7 @@ def run_study(
         retry_failed: do the runs again whose last row is an error.
         executor: who does the runs; this process, unless told otherwise.
         tracker: is told of every row that it was not told of before.
+        trust_remote_code: as for `load_model`, for all models, and this process alone; a plan cannot say it.
 
     Raises:
         ConfigError: the plan cannot be carried out.
@@ -54,9 +59,8 @@ def run_study(
     results = Results(out)
     with results.lock():
         _check_folder(plan, out)
-        results.mend()
-        write_whole(out / PLAN, as_yaml(plan).encode())
-        executor = executor or InProcess(data, device)
+        write_whole(out / PLAN, _signed(as_yaml(plan)))
+        executor = executor or InProcess(data, device, trust_remote_code)
         latest = results.latest()
         tracking = None if tracker is None else Tracking(tracker, plan.name, results)
         clock = _TimeLeft(plan.runs, latest)
@@ -115,6 +119,22 @@ def status(plan: StudyPlan, results: Results) -> dict[str, Any]:
     }
 
 
+def check_kept_plan(file: Path) -> None:
+    """Raise `ConfigError` if the plan in a study's folder is not as it was written there: `status` would lie."""
+    content = file.read_bytes()
+    *_, last = content.splitlines() or [b""]
+    is_signed = last.startswith(b"#") or re.search(rb"[0-9a-f]{60}", last)
+    if is_signed and content != _signed(content.removesuffix(last + b"\n").decode(errors="replace")):
+        raise ConfigError(
+            f"{str(file)!r} was changed or damaged after it was written; `calibrune study run` of the study's own plan "
+            f"writes it anew"
+        )
+
+
+def _signed(text: str) -> bytes:
+    return f"{text}# {hashlib.sha256(text.encode()).hexdigest()}\n".encode()
+
+
 def _is_wanted(row: Mapping[str, Any] | None, retry_failed: bool) -> bool:
     return row is None or (retry_failed and row["status"] == "failed")
 
@@ -122,7 +142,9 @@ def _is_wanted(row: Mapping[str, Any] | None, retry_failed: bool) -> bool:
 def _check_folder(plan: StudyPlan, out: Path) -> None:
     try:
         there = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except OSError:
+        return
+    except UNREADABLE_YAML:
         return
     name = there.get("name") if isinstance(there, dict) else None
     if name not in (None, plan.name):

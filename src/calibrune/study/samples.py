@@ -12,8 +12,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from calibrune.activations.statistics import (
@@ -25,9 +23,10 @@ from calibrune.activations.statistics import (
 )
 from calibrune.activations.stream import stream_blocks
 from calibrune.calibration.calibration_set import CalibrationSet
-from calibrune.durable import keeping, write_whole
+from calibrune.durable import keeping
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, cache_folder
+from calibrune.lm.tensors import read_tensors, write_tensors
 from calibrune.study.spec import hash_of
 
 log = logging.getLogger(__name__)
@@ -150,12 +149,9 @@ _Kept = tuple[dict[str, dict[str, dict[str, Tensor]]], dict[str, str]]
 
 def _read(file: Path) -> _Kept | None:
     """What is kept of a sample; None where nothing is, or it is damaged."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            shared = json.loads((opened.metadata() or {})["shared"])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+    if (kept := read_tensors(file)) is None:
         return None
+    tensors, shared = kept[0], json.loads(kept[1])
     states: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in tensors.items():
         layer, kind, field = name.split("|")
@@ -165,4 +161,4 @@ def _read(file: Path) -> _Kept | None:
 
 def _write(file: Path, state: dict[str, Tensor], shared: dict[str, str]) -> None:
     with keeping("the statistics of a sample", file):
-        write_whole(file, save(state, metadata={"shared": json.dumps(shared)}))
+        write_tensors(file, state, json.dumps(shared))

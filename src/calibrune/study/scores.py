@@ -120,8 +120,9 @@ def read_scores(plan: StudyPlan, results: Results) -> Scores:
             is_share = score["higher_is_better"] and value is not None and 0 <= value <= 1
             known.setdefault((dataset, metric), Measure(dataset, metric, score["higher_is_better"], is_share))
             if value is not None and isfinite(value):
-                line = {"measure": known[dataset, metric].name, "value": value, "stderr": score["stderr"]}
-                lines.append({**head, **line, "items": own if all(x is not None for x in own) else []})
+                error = None if score["stderr"] is None else float(score["stderr"])
+                line = {"measure": known[dataset, metric].name, "value": float(value), "stderr": error}
+                lines.append({**head, **line, "items": [] if None in own else list(map(float, own))})
     pl = polars()
     types = {"arm": pl.String, "seed": pl.Int64, "key": pl.String, "measure": pl.String}
     types |= {"value": pl.Float64, "stderr": pl.Float64, "items": pl.List(pl.Float64)}

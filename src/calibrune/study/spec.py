@@ -39,7 +39,6 @@ class Model:
     """Hub id, folder, .gguf file, or package:NAME."""
     revision: str | None = None
     dtype: DtypeName = "auto"
-    trust_remote_code: bool = False
 
 
 @settings
@@ -158,6 +157,7 @@ class RunSpec:
         # names are for tables; weights and inputs are found, not asked for
         for name in ("weights", "inputs"):
             del asked[name]
+        asked["model"]["trust_remote_code"] = False  # no plan may say so any more; the rows of before it know it
         if asked["calibration"]:
             asked["calibration"] = {k: v for k, v in asked["calibration"].items() if k not in ("name", "source")}
         if self.calibration is None:

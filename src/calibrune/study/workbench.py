@@ -13,7 +13,7 @@ from calibrune.allocators import FromStatistics, SparsityAllocation
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import build_calibration
 from calibrune.checkpoint import versions
-from calibrune.errors import CalibruneError
+from calibrune.errors import CalibruneError, StorageError, is_out_of_memory, without_secrets
 from calibrune.evaluation.harness import evaluate_tasks
 from calibrune.evaluation.local_rows import LocalRows
 from calibrune.evaluation.score import Score
@@ -51,14 +51,16 @@ class Workbench:
     Args:
         model: what to load.
         data: the folder with the files of corpora and of evaluations; None: names are of the hub, paths as they are.
-        device: as for `load_model`.
+        device, trust_remote_code: as for `load_model`.
 
     Raises:
         ModelError: the model cannot be read.
     """
 
-    def __init__(self, model: Model, data: Path | None = None, device: str = "auto") -> None:
-        self.lm = load_model(**asdict(model), device=device)
+    def __init__(
+        self, model: Model, data: Path | None = None, device: str = "auto", trust_remote_code: bool = False
+    ) -> None:
+        self.lm = load_model(**asdict(model), device=device, trust_remote_code=trust_remote_code)
         self.weights = weights_fingerprint(self.lm.model)
         self._data = data
         pruned = {layer.key for block in decoder_blocks(self.lm.model) for layer in block.layers}
@@ -100,6 +102,8 @@ class Workbench:
         try:
             said, record = self._done(spec)
             outcome = Outcome({**_head(spec), "status": "done", **said}, {**_head(spec), **record})
+        except StorageError:
+            raise  # every other run would meet the same disk
         except Exception as error:  # noqa: BLE001  (whatever breaks one run must not end the others)
             outcome = failed(spec, _told(error))
         finally:
@@ -241,4 +245,5 @@ def _told(error: Exception) -> str:
     if not isinstance(error, CalibruneError):
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = [f"{type(error).__name__}: {said[0]}", *said[1:], f"at {Path(place.filename).name}:{place.lineno}"]
-    return "; ".join(said)
+    short = ["there is not enough memory for this run"] if is_out_of_memory(error) else []
+    return without_secrets("; ".join([*short, *said]))

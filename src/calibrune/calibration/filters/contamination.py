@@ -5,7 +5,6 @@ model writes itself can hold evaluation text too, where the model has learned it
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +20,9 @@ from calibrune.calibration.filters.repetition import words
 from calibrune.corpora.document import Document
 from calibrune.corpora.files import FileCorpus, check_is_file
 from calibrune.corpora.unpacking import unpacked
+from calibrune.durable import parsed, sha256_of
 from calibrune.errors import ConfigError, CorpusError
-from calibrune.lm.loading import sha256_of
-from calibrune.settings import settings
+from calibrune.settings import home_path, settings
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class ContaminationFilter:
             CorpusError: there is no such file, or a folder has none that can be read.
         """
         found: dict[Path, dict[Path, None]] = {}
-        for path in (path.expanduser() for path in self.paths):
+        for path in (home_path(path) for path in self.paths):
             if path.is_dir():
                 inside = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(ENDINGS)]
                 if not inside:
@@ -165,7 +164,7 @@ def _items(file: Path) -> Iterator[str]:
     with unpacked(file) as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield "\n".join(_strings(json.loads(line))) if line.strip() else ""
+                yield "\n".join(_strings(parsed(line))) if line.strip() else ""
             except ValueError:
                 raise CorpusError(
                     f"line {number} of {file} is not JSON: evaluation text is one object a line"

@@ -1,16 +1,23 @@
-"""JSON over HTTP with patience: failures that may pass are repeated, others are told at once."""
+"""JSON over HTTP with patience: failures that may pass are repeated, others are told at once.
+
+It talks to one address: no redirect is followed, and no proxy of the environment is asked. What the other side may do
+is bounded in size and in time.
+"""
 
 import json
 import logging
 import random
+import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException, HTTPMessage
-from typing import IO, Any, TypeVar
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from threading import Event, Timer
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from calibrune.errors import ConfigError, RunError
+from calibrune.durable import parsed
+from calibrune.errors import ConfigError, RunError, plain, without_secrets
 from calibrune.seeds import seed_for
 
 log = logging.getLogger(__name__)
@@ -23,18 +30,20 @@ PASSING = {408, 425, 429, *range(500, 600)}
 LONGEST_PAUSE = 60.0
 """Seconds; pauses double up to here."""
 
+LARGEST = 64 << 20
+"""Bytes of an answer; a text of 100,000 tokens with its scores has a tenth of it."""
+
 
 class UnusableError(ValueError):
     """An answer that is not what was asked for."""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to whoever is named."""
+class _RefusedError(Exception):
+    """An answer whose status is not one of success."""
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
-        return None
+    def __init__(self, status: int, said: str, retry_after: str | None) -> None:
+        super().__init__(f"{status}: {said}")
+        self.status, self.retry_after = status, retry_after
 
 
 class Client:
@@ -44,7 +53,9 @@ class Client:
         self._url, self._key = url.rstrip("/"), key
         self._retries, self._backoff, self._timeout = retries, backoff, timeout
         self._has_written = False
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        parts = urlsplit(self._url)
+        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._host, self._port, self._path = str(parts.hostname), parts.port, parts.path
         # pauses spread, so that requests that failed together do not come back together
         self._jitter = random.Random(seed_for(0, "retries"))
 
@@ -67,11 +78,10 @@ class Client:
         for attempt in range(self._retries + 1):
             pause = min(LONGEST_PAUSE, self._backoff * 2**attempt) * self._jitter.uniform(0.5, 1.5)
             try:
-                return read(json.loads(self._once(path, body)))
-            except urllib.error.HTTPError as error:
-                said = self._said(error)
-                if error.code not in PASSING:
-                    refused = f"the server at {self._url} refuses the request for {path!r} ({error.code}: {said})"
+                return read(parsed(self._once(path, body)))
+            except _RefusedError as error:
+                if error.status not in PASSING:
+                    refused = f"the server at {self._url} refuses the request for {path!r} ({error})"
                     check = "check its address, key and model, and what it allows"
                     if self._has_written:
                         raise RunError(
@@ -79,11 +89,11 @@ class Client:
                             f"same command again"
                         ) from None
                     raise ConfigError(f"{refused}; {check}") from None
-                pause = max(pause, _wanted_pause(error.headers.get("Retry-After")))
-                why = f"{error.code}: {said}"
+                pause = max(pause, _wanted_pause(error.retry_after))
+                why = str(error)
             except (OSError, HTTPException) as error:  # refused, cut, timed out
-                why = str(getattr(error, "reason", None) or error) or type(error).__name__
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                why = str(error) or type(error).__name__
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 why = f"an answer that cannot be used, {error}"
             if attempt < self._retries:
                 log.warning("the server failed (%s); asking again in %.1f s", self._hidden(why), pause)
@@ -94,29 +104,46 @@ class Client:
         )
 
     def _once(self, path: str, body: bytes | None) -> bytes:
-        request = urllib.request.Request(f"{self._url}/{path}", data=body)
-        request.add_header("Content-Type", "application/json")
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        with self._opener.open(request, timeout=self._timeout) as answer:
-            return bytes(answer.read())
-
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        """The server's own words, in a line."""
+        connection = self._kind(self._host, self._port, timeout=self._timeout)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        # the timeout of the connection is for each of its pieces, and a server may send them one by one for ever
+        late = Event()
+        watchdog = Timer(self._timeout, lambda: _cut(line, late))
+        watchdog.daemon = True
         try:
-            raw = error.read(65536).decode(errors="replace")
+            connection.connect()
+            line = connection.sock
+            watchdog.start()
+            connection.request("GET" if body is None else "POST", f"{self._path}/{path}", body, headers)
+            answer = connection.getresponse()
+            content = answer.read(LARGEST + 1)
         except (OSError, HTTPException):
-            return str(error.reason)
+            if not late.is_set():
+                raise
+        finally:
+            watchdog.cancel()
+            connection.close()
+        if late.is_set():  # what was read may look whole
+            raise TimeoutError(f"no whole answer in {self._timeout:g} s")
+        if len(content) > LARGEST:
+            raise UnusableError(f"it is larger than {LARGEST >> 20} MB")
+        if not 200 <= answer.status < 300:
+            raise _RefusedError(answer.status, self._said(content, answer.reason), answer.headers.get("Retry-After"))
+        return content
+
+    def _said(self, content: bytes, reason: str) -> str:
+        """The server's own words, in a line."""
+        raw = content[:65536].decode(errors="replace")
         try:
-            found = json.loads(raw)
+            found = parsed(raw)
             found = found.get("error", found)
             raw = str(found.get("message", found) if isinstance(found, dict) else found)
         except (ValueError, AttributeError):
             pass
-        return self._hidden(" ".join(raw.split())[:200] or str(error.reason))
+        return self._hidden(" ".join(plain(raw).split())[:200] or reason)
 
     def _hidden(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return without_secrets(text.replace(self._key, "***") if self._key else text)
 
 
 def _wanted_pause(header: str | None) -> float:
@@ -124,3 +151,9 @@ def _wanted_pause(header: str | None) -> float:
         return min(LONGEST_PAUSE, max(0.0, float(header or 0)))
     except ValueError:
         return 0.0
+
+
+def _cut(line: socket.socket, late: Event) -> None:
+    late.set()
+    with suppress(OSError):  # it was closed meanwhile
+        line.shutdown(socket.SHUT_RDWR)

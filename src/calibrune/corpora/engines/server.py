@@ -47,7 +47,7 @@ class CompletionsServer:
     backoff: Annotated[float, Gt(0)] = 1.0
     """Seconds before the first repetition, give or take a half; twice as long before every further one."""
     timeout: Annotated[float, Gt(0)] = 600.0
-    """Seconds without a sign of the server after which a request has failed; a text comes in one piece."""
+    """Seconds after which a request has failed whose answer is not there as a whole."""
     scores: Literal["server", "model"] = "server"
     """Whose log-probabilities are recorded. "model": those of the model here, in a second pass, for servers that report
     them after temperature; so it is in any case where the server gives none."""
@@ -56,8 +56,14 @@ class CompletionsServer:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"the server's url cannot be {self.url!r}; give one like http://localhost:8000/v1")
-        if parts.username or parts.password:
-            raise ConfigError(f"the server's url holds a name or a password; put a key into {KEY_VARIABLE} instead")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ConfigError(
+                f"the server's url holds a name, a password or a query; put a key into {KEY_VARIABLE} instead"
+            )
+        try:
+            _ = parts.port
+        except ValueError as error:
+            raise ConfigError(f"the server's url cannot be {self.url!r} ({error})") from None
 
     def open(self, model: LanguageModel) -> Session:
         """Nothing is sent before something is asked for."""
@@ -188,7 +194,7 @@ class _Session:
     @cached_property
     def _served(self) -> str:
         """The model's name at the server, which is checked."""
-        found = self._client.get("models", lambda answer: {entry["id"]: entry for entry in answer["data"]})
+        found = self._client.get("models", lambda answer: {str(entry["id"]): dict(entry) for entry in answer["data"]})
         name = self._to.served_model
         if name is None and len(found) != 1:
             raise ConfigError(f"the server has {len(found)} models; say which with served_model{nearest('', found)}")
@@ -205,7 +211,7 @@ class _Session:
         """A choice of two tokens: it shows what the server gives."""
         first = self._model.tokenizer.bos_token_id or 0
         request = self._request([first], 0, 2, Sampling(), ())
-        return self._client.post("completions", request, lambda answer: (_choice(answer), answer))
+        return self._client.post("completions", request, _looked_at)
 
     @property
     def _gives(self) -> tuple[bool, bool]:
@@ -241,6 +247,13 @@ def log_probs(choice: dict[str, Any]) -> list[float] | None:
     else:
         values = list(probabilities.get("token_logprobs") or ())
     return [float(value) for value in values] if values and None not in values else None
+
+
+def _looked_at(answer: Any) -> tuple[dict[str, Any], Any]:
+    """The choice and the answer, in which what is read of every later one can be read."""
+    choice = _choice(answer)
+    _ = token_ids(choice), log_probs(choice)
+    return choice, answer
 
 
 def _choice(answer: Any) -> dict[str, Any]:
