@@ -83,7 +83,9 @@ def yaml_value(text: str) -> Any:
         value = yaml.safe_load(text)
     except UNREADABLE_YAML as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{reprlib.repr(text)} cannot be read ({said}); write a value as in YAML") from None
+        raise ConfigError(
+            f"{reprlib.repr(text)} cannot be read ({said}); write :key=value, the value as in YAML"
+        ) from None
     check_size(value, _inside, "a value")
     return value
 

@@ -48,7 +48,7 @@ def suffer(job, place, forge, undisturbed, record_property, faults, crash=False,
     """Run the job once with each fault, and then without."""
     expected, _, _, names = undisturbed(job)
     met = 0
-    for _number, fault in enumerate(faults):
+    for fault in faults:
         folder = place / f"suffering-{job.name.replace(' ', '')}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -55,11 +55,11 @@ class Results:
         return rows
 
     def latest(self) -> dict[str, dict[str, Any]]:
-        """The row that counts, by key; one that is done, and whose record is missing or damaged, counts as not done."""
+        """The row that counts, by key; one whose record is damaged, and not just removed, counts as not done."""
         found = {row["key"]: row for row in self.rows()}
         for key, row in list(found.items()):
             try:
-                _ = row["status"] == "done" and self.record(key)
+                _ = row["status"] == "done" and self._file(key).exists() and self.record(key)
             except OutputError as error:
                 log.warning("%s", error)
                 del found[key]
@@ -71,13 +71,16 @@ class Results:
         Raises:
             OutputError: there is none, or it is damaged.
         """
-        file = self.folder / "runs" / f"{Path(key).name}.json"
+        file = self._file(key)
         try:
             return unsealed(parsed(file.read_bytes()))
         except (OSError, ValueError) as error:
             raise OutputError(
                 f"{file}, the record of a run, cannot be read ({error}); `calibrune study run` does the run anew"
             ) from None
+
+    def _file(self, key: str) -> Path:
+        return self.folder / "runs" / f"{Path(key).name}.json"
 
     def items(self, row: Mapping[str, Any]) -> list[list[float]]:
         """The items of a row's scores, wherever they are."""
@@ -105,7 +108,7 @@ class Results:
         with self._writing("a row cannot be added to", self.file):
             if record is not None:
                 kept = sealed(json.loads(to_json(record)))
-                write_whole(self.folder / "runs" / f"{row['key']}.json", to_json(kept).encode())
+                write_whole(self._file(row["key"]), to_json(kept).encode())
             self.folder.mkdir(parents=True, exist_ok=True)
             append(self.file, line.encode())
 
