@@ -1,10 +1,12 @@
 """A model that is read block by block is pruned as in memory, to the bit, and a run that was cut short goes on."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, random_ids, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -21,7 +23,7 @@ from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import load_model, weights_fingerprint
 from calibrune.lm.record import MANIFEST
 from calibrune.lm.streaming import fits_in_memory, load_streamed
-from calibrune.lm.weights import loaded_blocks
+from calibrune.lm.weights import Shards, load_block, loaded_blocks, store_of
 from calibrune.patterns import parse_target
 from calibrune.prune import prune_model
 from calibrune.pruners import PRUNERS
@@ -41,8 +43,10 @@ def saved(tmp_path):
     return save
 
 
-def prune(folder, out, *, stream, method="wanda", pattern="50%", allocation="uniform", propagate="pruned"):
+def prune(folder, out, *, stream, method="wanda", pattern="50%", allocation="uniform", propagate="pruned", ahead=False):
     lm = (load_streamed if stream else load_model)(folder)
+    if ahead:
+        store_of(lm.model).ahead = True
     pruner, allocator, calibration = PRUNERS[method](), ALLOCATORS[allocation](), CALIBRATION
     request = verbs.request_for(
         lm, weights_fingerprint(lm.model), method, pruner, parse_target(pattern), calibration, allocation, allocator,
@@ -71,6 +75,44 @@ def assert_same(a: Path, b: Path) -> None:
     assert manifests[0] == manifests[1]
     assert (a / "masks" / "masks.safetensors").read_bytes() == (b / "masks" / "masks.safetensors").read_bytes()
     assert json.loads((a / "config.json").read_text()) == json.loads((b / "config.json").read_text())
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_blocks_that_a_thread_brings_ahead_are_the_same(propagate, saved, tmp_path):
+    folder = saved()
+    prune(folder, tmp_path / "a", stream=False, propagate=propagate)
+    prune(folder, tmp_path / "b", stream=True, propagate=propagate, ahead=True)
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_block_that_was_changed_while_its_old_weights_came_is_read_anew(saved, tmp_path):
+    lm = load_streamed(saved())
+    store, blocks = store_of(lm.model), decoder_blocks(lm.model)
+    store.ahead = True
+    load_block(lm.model, blocks[0])  # the next is on its way
+    name = f"{blocks[1].name}.input_layernorm.weight"
+    changed = store.tensor(name) + 1
+    save_file({name: changed}, tmp_path / "changed.safetensors")
+    store.written[name] = tmp_path / "changed.safetensors"
+    load_block(lm.model, blocks[1])
+    assert torch.equal(blocks[1].module.input_layernorm.weight, changed)
+
+
+def test_what_breaks_in_the_thread_is_told_where_the_block_is_asked_for(saved, monkeypatch):
+    lm = load_streamed(saved())
+    store_of(lm.model).ahead = True
+    read = Shards.read
+
+    def read_here_alone(self, names):
+        if threading.current_thread() is not threading.main_thread():
+            raise ModelError("the disk is gone")
+        return read(self, names)
+
+    monkeypatch.setattr(Shards, "read", read_here_alone)
+    blocks = decoder_blocks(lm.model)
+    load_block(lm.model, blocks[0])
+    with pytest.raises(ModelError, match="the disk is gone"):
+        load_block(lm.model, blocks[1])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in ("mixtral", "qwen2-moe", "qwen3-moe")])

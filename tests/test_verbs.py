@@ -27,7 +27,6 @@ def prune(place, out, **changes):
     asked = {
         "model": str(place / "model"), "method": "wanda", "sparsity": "50%", "samples": None, "seq_len": None,
         "calibration": str(place / "tokens.safetensors"), "allocation": "uniform", "propagate": "pruned", "seed": 0,
-        "batch_tokens": 4096,
     }  # fmt: skip
     return verbs.prune(out=out, **asked | changes)
 
@@ -50,6 +49,7 @@ def test_what_is_recorded_is_enough_to_ask_again(place, tmp_path):
     manifest = prune(place, tmp_path / "out", method="magnitude:group=row")
     assert manifest["request"]["pruner"] == {"name": "magnitude", "group": "row", "select": "rank"}
     assert manifest["request"]["pattern"] == "0.5"
+    assert manifest["request"]["batch_tokens"] == 4096
     assert manifest["calibration"] is None
     assert verbs.inspect(str(tmp_path / "out")) == ("pruned checkpoint", json.loads(json.dumps(manifest)))
 

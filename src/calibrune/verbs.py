@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from calibrune import __version__
-from calibrune.activations.stream import BATCH_TOKENS, Propagate
+from calibrune.activations.stream import BATCH_TOKENS, Propagate, fitting_batch_tokens
 from calibrune.allocators import ALLOCATORS, Allocator, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.calibration.spec import (
@@ -72,7 +72,7 @@ def prune(
     allocation: str,
     propagate: str,
     seed: int,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
     masks: bool = False,
     stream: bool | None = None,
@@ -81,6 +81,7 @@ def prune(
     """Load, calibrate, prune, save; returns the manifest of the checkpoint. `loading` goes to `load_model`.
 
     `stream`: block by block from disk (`calibrune.streamed`); None: where the model would not fit in memory.
+    `batch_tokens`: through a block at once; None: `fitting_batch_tokens`.
     """
     check_free(out)
     pattern = parse_target(sparsity)
@@ -112,6 +113,7 @@ def prune(
         check_allocatable(lm.model, pattern)
         data = calibrated(lm) if needs_data(pruner, allocator) else None
         weights = weights_fingerprint(lm.model)
+        batch_tokens = batch_tokens or fitting_batch_tokens(lm.model)
         request = request_for(
             lm, weights, method_name, pruner, pattern, data, allocator_name, allocator, propagate, batch_tokens,
             min_expert_tokens,

@@ -6,6 +6,7 @@ from tiny_models import DENSE, random_ids, tiny_model
 from torch import nn
 
 from calibrune.activations import InputNorm, stream_blocks
+from calibrune.activations.stream import BATCH_TOKENS, MOST_BATCH_TOKENS, fitting_batch_tokens
 from calibrune.errors import ModelError
 from calibrune.lm.layout import decoder_blocks
 
@@ -90,6 +91,16 @@ def test_the_batch_size_changes_statistics_by_rounding_only():
     one, all_at_once = walked(model, input_ids, batch_tokens=1), walked(model, input_ids, batch_tokens=10**6)
     for name, norm in one.items():
         torch.testing.assert_close(norm.rms, all_at_once[name].rms, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_grows_with_the_memory_that_the_weights_leave_free():
+    model = tiny_model()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert fitting_batch_tokens(model) == fitting_batch_tokens(model, weights) == BATCH_TOKENS
+    assert fitting_batch_tokens(model, 1 << 50) == MOST_BATCH_TOKENS
+    sizes = [fitting_batch_tokens(model, weights + (1 << power)) for power in range(20, 36)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {BATCH_TOKENS, 2 * BATCH_TOKENS, 4 * BATCH_TOKENS, MOST_BATCH_TOKENS}
 
 
 def test_layers_with_the_same_input_share_their_statistics():

@@ -26,6 +26,9 @@ Propagate = Literal["pruned", "dense"]
 BATCH_TOKENS = 4096
 """Tokens that go through a block at once, unless told otherwise."""
 
+MOST_BATCH_TOKENS = 32_768
+"""More make no accelerator faster."""
+
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
@@ -43,6 +46,27 @@ class BlockInputs:
 
     block: DecoderBlock
     layers: tuple[LayerInputs, ...]
+
+
+def fitting_batch_tokens(model: PreTrainedModel, memory: int | None = None) -> int:
+    """Tokens that should go through a block at once: `BATCH_TOKENS`; on an accelerator, which waits for Python between
+    small batches, twice that again and again, as long as what a block makes of them takes a quarter of what the
+    model's weights leave free. It is the same whenever the same model is on the same device, so that a run that was
+    cut short goes on.
+
+    Args:
+        memory: bytes that the model's device has; None: what it says.
+    """
+    device = model.device
+    if memory is None:
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    free = memory - sum(parameter.nbytes for parameter in model.parameters() if not parameter.is_meta)
+    # as if everything that a block computes were kept, though most of it is not
+    widest = max(sum(one.in_features + one.out_features for one in block.layers) for block in decoder_blocks(model))
+    tokens = BATCH_TOKENS
+    while tokens < MOST_BATCH_TOKENS and 2 * tokens * widest * model.dtype.itemsize <= free / 4:
+        tokens *= 2
+    return tokens
 
 
 def stream_blocks(

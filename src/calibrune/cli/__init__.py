@@ -173,8 +173,13 @@ def prune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens through a block at once: memory against speed.")
-    ] = 4096,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens through a block at once: memory against speed.  [default: 4096; on a GPU up to 32768, as its "
+            "memory goes]",
+        ),
+    ] = None,
     min_expert_tokens: Annotated[
         int, typer.Option(min=0, help="An expert that saw fewer is pruned by magnitude; 0: never.")
     ] = 16,

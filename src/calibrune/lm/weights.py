@@ -8,12 +8,14 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -134,10 +136,14 @@ class BlockStore:
         """Parameter -> the file that holds it since it was changed; read there from then on."""
         self.scratch: Path | None = None
         """Where activations that are too many for memory may be written."""
+        self.ahead = device.type != "cpu"
+        """Whether the next block is brought to the device while one runs: there it waits for the disk and the bus, and
+        not for the processor that is at work; and two blocks are in its memory."""
         self._blocks = decoder_blocks(model)
         self._dtype, self._device = model.dtype, device
         self._source, self._keys = source, source_keys(model, source)
         self._loaded: int | None = None
+        self._coming: _Coming | None = None
         for block in self._blocks:
             _reads_itself(block.module, self, block.index)
 
@@ -145,14 +151,21 @@ class BlockStore:
         """Have the weights of this block in memory, and of no other; changes that were not written are lost."""
         if self._loaded == index:
             return
+        coming = self._coming
         self.release()
-        _put(self._blocks[index], self._tensors(self._names(index)), self._device)
+        wanted = self._places(index)
+        tensors = coming.tensors() if coming is not None and coming.places == wanted else self._read(wanted)
+        _put(self._blocks[index], tensors, self._device)
         self._loaded = index
-        after = self._names((index + 1) % len(self._blocks))
-        self._source.read_ahead(self._keys[name] for name in after if name not in self.written)
+        after = self._places((index + 1) % len(self._blocks))
+        if self.ahead:
+            self._coming = _Coming(after, self._read, self._device)
+        else:
+            self._source.read_ahead(self._keys[name] for name, written in after.items() if written is None)
 
     def release(self) -> None:
-        """Give back the memory of the block that is loaded."""
+        """Give back the memory of the block that is loaded, and of the one that is on its way."""
+        self._coming = None
         if self._loaded is not None:
             block = self._blocks[self._loaded]
             empty = {name: p.to("meta") for name, p in block.module.named_parameters(prefix=block.name)}
@@ -161,18 +174,57 @@ class BlockStore:
 
     def tensor(self, name: str) -> Tensor:
         """A parameter of a block, read from disk."""
-        return self._tensors([name])[name]
+        return self._read({name: self.written.get(name)})[name]
 
-    def _names(self, index: int) -> list[str]:
+    def _places(self, index: int) -> "Places":
         block = self._blocks[index]
-        return [name for name, _ in block.module.named_parameters(prefix=block.name)]
+        return {name: self.written.get(name) for name, _ in block.module.named_parameters(prefix=block.name)}
 
-    def _tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
-        files = {name: self.written[name] for name in names if name in self.written}
+    def _read(self, places: "Places") -> dict[str, Tensor]:
+        files = {name: written for name, written in places.items() if written is not None}
         found = Shards(files).read(files)
-        rest = [name for name in names if name not in files]
+        rest = [name for name in places if name not in files]
         read = self._source.read(self._keys[name] for name in rest)
         return found | {name: read[self._keys[name]].to(self._dtype) for name in rest}
+
+
+Places = Mapping[str, Path | None]
+"""Parameter -> the file that it was written to; None: as it is in the checkpoint."""
+
+
+class _Coming:
+    """A block's weights on their way to a device: a thread reads them into pinned memory, and copies them in a stream
+    of its own."""
+
+    def __init__(self, places: Places, read: Callable[[Places], dict[str, Tensor]], device: torch.device) -> None:
+        self.places = places
+        self._device = device
+        self._on_cuda = device.type == "cuda"
+        # not from a pool: its threads would keep the process alive when something else has broken
+        self._found: Future[dict[str, Tensor]] = Future()
+        Thread(target=self._fetch, args=(read,), daemon=True).start()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """They, once they are there; what broke in the thread is raised here."""
+        found = self._found.result()
+        if self._on_cuda:
+            for tensor in found.values():  # its memory is of the other stream, and must stay until this one is done
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+        return found
+
+    def _fetch(self, read: Callable[[Places], dict[str, Tensor]]) -> None:
+        try:
+            found = read(self.places)
+            if self._on_cuda:
+                stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                with torch.cuda.stream(stream):
+                    pinned = [tensor.pin_memory() for tensor in found.values()]
+                    copies = [tensor.to(self._device, non_blocking=True) for tensor in pinned]
+                stream.synchronize()  # this thread alone waits
+                found = dict(zip(found, copies, strict=True))
+            self._found.set_result(found)
+        except BaseException as error:  # noqa: BLE001  (it is raised by who asks)
+            self._found.set_exception(error)
 
 
 def store_of(model: PreTrainedModel) -> BlockStore | None:
