@@ -1,7 +1,7 @@
 """What each method costs more than Wanda in the same engine, and what a pass through the blocks takes of the machine.
 
 Of SmolLM2's 30 blocks, which are alike, the first 8: as many methods in turns as possible in one run. Needs the shared
-data.
+data. The pass is measured with a block of Llama-2-7B's shape too, for the share of the products grows with the width.
 """
 
 import time
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from benchmarks.large import SHAPE
 from benchmarks.methods import LENGTH, SAMPLES, SMOLLM2, calibration_set
 from benchmarks.turns import compared, in_turns, spread
 from calibrune.activations import InputNorm, stream_blocks
@@ -28,6 +29,7 @@ from calibrune.pruners import PRUNERS
 BLOCKS, REPEATS, FORWARDS = 8, 3, 5
 DTYPES = ("bfloat16", "float32")
 SPARSITY = 0.5
+SHARE = ", share of the machine's matrix-product rate"
 
 METHODS = {
     "wanda": ("wanda", "uniform", None),
@@ -54,7 +56,8 @@ def measure(
         lm = cut(load_model(SMOLLM2, dtype=dtype, device="cpu"), blocks)
         input_ids = calibration_set(lm).input_ids[:samples]
         yield from _methods(lm, input_ids, dtype, repeats)
-        yield _forward(lm, input_ids, dtype, forwards)
+        yield _forward(lm.model, input_ids, f"calibration forward{SHARE}, {dtype}", forwards)
+        yield from _wide(dtype, forwards)
 
 
 def cut(lm: LanguageModel, n: int) -> LanguageModel:
@@ -86,14 +89,23 @@ def _methods(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> 
             } | compared(seconds[name], seconds["wanda"], "wanda")
 
 
-def _forward(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> dict[str, Any]:
+def _wide(dtype: str, repeats: int, shape: LlamaConfig = SHAPE) -> Iterator[dict[str, Any]]:
+    """The pass of one random block of this shape, with two of its sequences."""
+    config = LlamaConfig(**shape.to_dict() | {"num_hidden_layers": 1, "vocab_size": 256})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(256, (2, min(2048, config.max_position_embeddings)), generator=generator)
+    yield _forward(model, input_ids, f"calibration forward of a block of Llama-2-7B's shape{SHARE}, {dtype}", repeats)
+
+
+def _forward(model: PreTrainedModel, input_ids: Tensor, name: str, repeats: int) -> dict[str, Any]:
     """A pass of the model's own, and the engine's with Wanda's statistics, against the machine's matrix product."""
-    model, kind = lm.model, getattr(torch, dtype)
     rates: dict[str, list[float]] = {"as wide as the model": [], "2048 wide": []}
 
     def machine() -> None:
         for name, width in zip(rates, (model.config.hidden_size, 2048), strict=True):
-            rates[name].append(operations_per_second(width, kind, torch.device("cpu")))
+            rates[name].append(operations_per_second(width, model.dtype, torch.device("cpu")))
 
     sides = {
         "machine": machine,
@@ -106,9 +118,12 @@ def _forward(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> 
     best = max(median(found) for found in rates.values())
     rate = operations / median(seconds["calibration"])
     return {
-        "name": f"calibration forward, share of the machine's matrix-product rate, {dtype}",
-        "setting": _setting(lm, input_ids, dtype)
-        | {
+        "name": name,
+        "setting": {
+            "hidden_size": model.config.hidden_size,
+            "blocks": len(decoder_blocks(model)),
+            "calibration": f"{len(input_ids)} x {input_ids.shape[1]}",
+            "threads": torch.get_num_threads(),
             "batch_tokens": BATCH_TOKENS,
             "machine_gflops": {name: round(median(found) / 1e9, 1) for name, found in rates.items()},
             "calibration_gflops": round(rate / 1e9, 1),

@@ -69,8 +69,10 @@ TARGETS = (
         for short, dtype in (("bf16", "bfloat16"), ("fp32", "float32"))
     ),
     *(
-        Target(f"calibration forward, share of the machine's product rate, {short}", "engine",
-               f"calibration forward, share of the machine's matrix-product rate, {dtype}", "share", 0.7, A_THIRD)
+        Target(f"calibration forward{what}, share of the machine's product rate, {short}", "engine",
+               f"calibration forward{measured}, share of the machine's matrix-product rate, {dtype}", "share", 0.7,
+               A_THIRD)
+        for what, measured in (("", ""), (", a block of 7B", " of a block of Llama-2-7B's shape"))
         for short, dtype in (("bf16", "bfloat16"), ("fp32", "float32"))
     ),
     Target("SparseGPT's solve, 4096 x 4096, against the algorithm as published", "solve",

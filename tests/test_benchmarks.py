@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import random_ids, tiny_lm, tiny_model
+from transformers import LlamaConfig
 
 from calibrune.activations import InputHessian
 from calibrune.calibration.calibration_set import CalibrationSet
@@ -69,12 +70,21 @@ def test_the_published_solve_is_the_same_pruning_and_the_row_says_so():
 def test_a_pass_is_measured_with_its_parts():
     lm = engine.cut(tiny_lm(), 1)
     assert len(decoder_blocks(lm.model)) == 1
-    row = engine._forward(lm, random_ids(), "float32", 1)
+    row = engine._forward(lm.model, random_ids(), "a pass", 1)
     assert is_whole(row)
     parts = row["setting"]["parts_of_the_calibration"]
     assert set(parts) == {"matrix products", "attention", "the rest"}
     assert min(parts.values()) > 0
     assert sum(parts.values()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_wide_block_is_measured_in_each_dtype():
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "max_position_embeddings": 32}
+    for dtype in engine.DTYPES:
+        (row,) = engine._wide(dtype, 1, LlamaConfig(**small))
+        assert is_whole(row)
+        assert row["name"].endswith(dtype)
+        assert row["setting"]["blocks"] == 1
 
 
 def test_methods_are_measured_on_the_dense_model_each_time():
