@@ -56,7 +56,7 @@ bench: $(VENV)/.installed ## measure, and add dated rows to benchmarks/results
 docs: $(VENV)/.installed ## print the tables of the docs from the code, and build their site into ./site
 	$(RUN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
-	@echo "site/index.html"
+	@echo "site/index.html (to search, too: $(RUN)/python -m http.server --directory site)"
 
 clean: ## remove what the verbs made, .venv too
 	rm -rf $(VENV) demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -315,6 +315,35 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing_whole(here, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+FINALIZED = """
+import os, signal, time
+from calibrune import cli
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(100): pass
+
+def work():
+    Finalized()
+    time.sleep(120)
+    print("went on")
+
+cli.app = work
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_that_python_drops_comes_again(name, status):
+    ended = subprocess.run(
+        [sys.executable, "-c", FINALIZED.format(name=name)], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert ended.stderr.startswith("calibrune: ")
+    assert "Traceback" not in ended.stderr
+
+
 def test_after_a_kill_the_same_command_works(here, tmp_path):
     slow = ("prune", "model", "--calibration", "random", "--samples", 4000, "--seq-len", 128, "--out", tmp_path / "out")
     process = start(*slow, cwd=here)

@@ -15,6 +15,7 @@ from calibrune.durable import (
     check_writable,
     claimed,
     is_running,
+    let_go,
     parsed,
     sealed,
     to_json,
@@ -152,3 +153,13 @@ def test_a_place_is_claimed_by_one_and_nothing_is_left_of_the_claim(tmp_path):
     with claimed(out):
         out.mkdir()
     assert os.listdir(tmp_path / "new") == ["out"]
+
+
+def test_the_lock_of_who_was_killed_goes_and_that_of_who_is_at_work_stays(tmp_path):
+    out, lock = tmp_path / "out", tmp_path / ".out.lock"
+    lock.touch()
+    let_go(out)
+    assert not lock.exists()
+    with claimed(out):
+        let_go(out)
+        assert lock.exists()

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from calibrune import __version__
 from calibrune.calibration.calibration_set import TOKENS_FILE
-from calibrune.durable import is_running, make_readable, name_folder, sealed_json
+from calibrune.durable import is_running, let_go, make_readable, name_folder, sealed_json
 from calibrune.errors import OutputError, RunError, plain, without_secrets
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, weights_fingerprint
@@ -100,6 +100,7 @@ def check_free(out: Path) -> None:
         raise OutputError(f"{str(out)!r} is the folder that you are in; choose a new folder in it as --out")
     if there != place or not any(place.iterdir()):
         return
+    let_go(place)
     if (place / TOKENS_FILE).is_file():
         raise OutputError(f"the folder {str(out)!r} already holds a calibration set; choose another --out or remove it")
     if (place / RECORD).is_file():

@@ -192,6 +192,17 @@ def claimed(out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def let_go(out: Path) -> None:
+    """Remove the lock beside `out` if who made `out` was killed before it could."""
+    place = out.with_name(f".{out.name}.lock")
+    if place.is_file():
+        lock = FileLock(place)
+        with suppress(Timeout, OSError):
+            lock.acquire(blocking=False)
+            place.unlink()
+            lock.release()
+
+
 @contextmanager
 def keeping(what: str, place: Path, safe: str = "what was kept before is safe") -> Iterator[None]:
     """Around what writes to the cache: where that fails, say on a full disk, `StorageError` says what to do."""

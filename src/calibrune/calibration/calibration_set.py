@@ -107,6 +107,11 @@ class CalibrationSet:
                     f"{folder / MANIFEST_FILE} is no manifest of a calibration set (its {name} is no {kind.__name__}): "
                     f"build the set again, or give its {TOKENS_FILE}"
                 )
+        if not isinstance(manifest.get("tokenizer", {}).get("sha256", ""), str | None):
+            raise CalibrationError(
+                f"{folder / MANIFEST_FILE} is no manifest of a calibration set (its tokenizer has no hash): build the "
+                f"set again, or give its {TOKENS_FILE}"
+            )
         if manifest.get("fingerprint") != loaded.fingerprint:
             raise CalibrationError(
                 f"the tokens in {folder / TOKENS_FILE} have the fingerprint {loaded.fingerprint}, the manifest "

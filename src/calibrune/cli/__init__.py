@@ -8,8 +8,11 @@ import functools
 import inspect as inspect_module
 import signal
 import sys
+import threading
+from _thread import interrupt_main
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, ParamSpec
 
 import typer
@@ -139,9 +142,11 @@ def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P,
 
 def main() -> None:
     """Entry point of the `calibrune` command."""
-    sys.excepthook = unforeseen
+    sys.excepthook, sys.unraisablehook = unforeseen, _unraisable
     try:
-        signal.signal(signal.SIGTERM, _terminate)  # as Ctrl-C does it: what is unfinished is tidied up
+        for number in (signal.SIGINT, signal.SIGTERM):  # both as Ctrl-C: what is unfinished is tidied up
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
+                signal.signal(number, _interrupt)
         app()
     except KeyboardInterrupt as how:  # before the verb began, or after it ended
         sys.exit(_interrupted(how))
@@ -361,8 +366,30 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise _Terminated
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """For SIGINT and SIGTERM, which end what is going on in order."""
+    while frame is not None:
+        if frame.f_code is _unraisable.__code__:  # what is raised there is dropped, too
+            return _send_again(number)
+        frame = frame.f_back
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _unraisable(what: Any) -> None:
+    """An interruption that came while Python was in a finalizer, where it is dropped, comes again a moment later."""
+    if isinstance(what.exc_value, KeyboardInterrupt):
+        _send_again(signal.SIGTERM if isinstance(what.exc_value, _Terminated) else signal.SIGINT)
+    else:
+        sys.__unraisablehook__(what)
+
+
+def _send_again(number: int) -> None:
+    # where it is sent as a signal, what waits in the system is woken too
+    here = threading.main_thread().ident
+    how = (signal.pthread_kill, (here, number)) if hasattr(signal, "pthread_kill") else (interrupt_main, (number,))
+    timer = threading.Timer(0.01, *how)
+    timer.daemon = True
+    timer.start()
 
 
 def _interrupted(how: BaseException) -> int:
