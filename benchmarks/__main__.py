@@ -26,6 +26,7 @@ from benchmarks.rows import save
 MEASUREMENTS = {
     "demo": demo.measure,
     "engine": engine.measure,
+    "engine-study": engine.measure_study,
     "generation": generation.measure,
     "grid": grid.measure,
     "harness": harness.measure,

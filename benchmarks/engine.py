@@ -1,11 +1,12 @@
 """What each method costs more than Wanda in the same engine, and what a pass through the blocks takes of the machine.
 
 Of SmolLM2's 30 blocks, which are alike, the first 8: as many methods in turns as possible in one run. Needs the shared
-data. The pass is measured with a block of Llama-2-7B's shape too, for the share of the products grows with the width.
+data. The pass is measured with a block of Llama-2-7B's shape too, for the share of the products grows with the width;
+and methods whose own work does not grow with the tokens with as many of them as the study has.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.large import SHAPE
-from benchmarks.methods import LENGTH, SAMPLES, SMOLLM2, calibration_set
+from benchmarks.methods import SAMPLES, SMOLLM2, calibration_set
 from benchmarks.turns import compared, in_turns, spread
 from calibrune.activations import InputNorm, stream_blocks
 from calibrune.activations.stream import BATCH_TOKENS
@@ -27,6 +28,8 @@ from calibrune.prune import prune_model
 from calibrune.pruners import PRUNERS
 
 BLOCKS, REPEATS, FORWARDS = 8, 3, 5
+STUDY = (2, 128, 2048)
+"""Blocks, samples and their length where there is as much data as in the study (Ji et al., 2025, arXiv 2410.17711)."""
 DTYPES = ("bfloat16", "float32")
 SPARSITY = 0.5
 SHARE = ", share of the machine's matrix-product rate"
@@ -60,6 +63,14 @@ def measure(
         yield from _wide(dtype, forwards)
 
 
+def measure_study() -> Iterator[dict[str, Any]]:
+    """A row for each method that works on each layer after its statistics, with as much data as in the study."""
+    n, samples, length = STUDY
+    lm = cut(load_model(SMOLLM2, dtype="bfloat16", device="cpu"), n)
+    input_ids = calibration_set(lm, samples, length).input_ids
+    yield from _methods(lm, input_ids, f"bfloat16, {samples} x {length}", 2, ("wanda", "dsnot", "alps"))
+
+
 def cut(lm: LanguageModel, n: int) -> LanguageModel:
     """The model with its first `n` blocks alone."""
     lm.model.model.layers = lm.model.model.layers[:n]
@@ -67,11 +78,14 @@ def cut(lm: LanguageModel, n: int) -> LanguageModel:
     return lm
 
 
-def _methods(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+def _methods(
+    lm: LanguageModel, input_ids: Tensor, what: str, repeats: int, names: Sequence[str] = tuple(METHODS)
+) -> Iterator[dict[str, Any]]:
     dense = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(1 + repeats):
-        for name, (method, allocation, _) in METHODS.items():
+        for name in names:
+            method, allocation, _ = METHODS[name]
             lm.model.load_state_dict(dense)
             # one sample is enough for the run that does not count
             data = input_ids if repeat else input_ids[:1]
@@ -80,11 +94,12 @@ def _methods(lm: LanguageModel, input_ids: Tensor, dtype: str, repeats: int) -> 
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     lm.model.load_state_dict(dense)
-    for name, (method, allocation, limit) in METHODS.items():
-        setting = _setting(lm, input_ids, dtype) | {"method": method, "allocation": allocation, "sparsity": SPARSITY}
+    for name in names:
+        method, allocation, limit = METHODS[name]
+        setting = _setting(lm, input_ids) | {"method": method, "allocation": allocation, "sparsity": SPARSITY}
         if name != "wanda":
             yield {
-                "name": f"whole prune against Wanda in the same engine: {name}, {dtype}",
+                "name": f"whole prune against Wanda in the same engine: {name}, {what}",
                 "setting": setting | {"limit_times_wanda": limit},
             } | compared(seconds[name], seconds["wanda"], "wanda")
 
@@ -163,12 +178,12 @@ def _parts(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
     return {part: round(time / sum(times.values()), 3) for part, time in times.items()}
 
 
-def _setting(lm: LanguageModel, input_ids: Tensor, dtype: str) -> dict[str, Any]:
+def _setting(lm: LanguageModel, input_ids: Tensor) -> dict[str, Any]:
     return {
         "model": SMOLLM2,
         "blocks": len(decoder_blocks(lm.model)),
-        "dtype": dtype,
-        "calibration": f"c4, {len(input_ids)} x {LENGTH}",
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "calibration": f"c4, {len(input_ids)} x {input_ids.shape[1]}",
         "threads": torch.get_num_threads(),
         "seed": 0,
     }

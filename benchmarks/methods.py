@@ -98,10 +98,10 @@ def measure(name: str) -> Iterator[dict[str, Any]]:
 FIELDS = ("method", "allocation", "pattern")
 
 
-def calibration_set(lm: LanguageModel) -> CalibrationSet:
+def calibration_set(lm: LanguageModel, samples: int = SAMPLES, length: int = LENGTH) -> CalibrationSet:
     """The C4 that all of these measurements calibrate with."""
     corpus = FileCorpus(path=DATA / "corpora" / "c4.jsonl.gz")
-    recipe = CalibrationRecipe(corpus=corpus, n_samples=SAMPLES, seq_len=LENGTH)
+    recipe = CalibrationRecipe(corpus=corpus, n_samples=samples, seq_len=length)
     return build(recipe, lm.tokenizer, vocab_size=lm.vocab_size, context_length=lm.context_length)
 
 

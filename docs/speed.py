@@ -69,6 +69,13 @@ TARGETS = (
         for short, dtype in (("bf16", "bfloat16"), ("fp32", "float32"))
     ),
     *(
+        Target(f"{name} against Wanda, bf16, 128 x 2048 tokens", "engine-study",
+               f"{ENGINE}{key}, bfloat16, 128 x 2048", "times", limit, needed)
+        for name, key, limit, needed in (
+            ("DSnoT", "dsnot", 1.3, "fewer selections"), ("ALPS", "alps", 3.0, "fewer iterations"),
+        )
+    ),
+    *(
         Target(f"calibration forward{what}, share of the machine's product rate, {short}", "engine",
                f"calibration forward{measured}, share of the machine's matrix-product rate, {dtype}", "share", 0.7,
                A_THIRD)
