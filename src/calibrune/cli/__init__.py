@@ -6,19 +6,16 @@ terminated.
 
 import functools
 import inspect as inspect_module
-import signal
 import sys
-import threading
-from _thread import interrupt_main
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, ParamSpec
 
 import typer
 from typer.core import TyperGroup
 
 from calibrune import __version__
+from calibrune.cli.interruption import interrupted, interruptions
 from calibrune.cli.output import complain, listen, print_json, say, unforeseen
 from calibrune.errors import CalibruneError, is_out_of_memory
 
@@ -42,7 +39,7 @@ class Verbs(TyperGroup):
             status = super().main(args, *rest, **extra)
         except Exception as error:
             if type(error).__name__ == "Abort":  # an interruption while the command line was read
-                return sys.exit(_interrupted(error))
+                return sys.exit(interrupted(error))
             if not hasattr(error, "format_message"):  # typer's own, by what it can do: its class has moved about
                 raise
             status = complain(_usage(error), 2)
@@ -118,7 +115,7 @@ def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P,
             except OSError as error:
                 raise typer.Exit(complain(error, 1)) from None
             except KeyboardInterrupt as how:
-                raise typer.Exit(_interrupted(how)) from None
+                raise typer.Exit(interrupted(how)) from None
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -142,17 +139,12 @@ def command(examples: str, *, group: typer.Typer = app) -> Callable[[Callable[P,
 
 def main() -> None:
     """Entry point of the `calibrune` command."""
-    sys.excepthook, sys.unraisablehook = unforeseen, _unraisable
+    sys.excepthook = unforeseen
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # both as Ctrl-C: what is unfinished is tidied up
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
-                signal.signal(number, _interrupt)
-        app()
+        with interruptions():
+            app()
     except KeyboardInterrupt as how:  # before the verb began, or after it ended
-        sys.exit(_interrupted(how))
-    finally:  # all is written: who ends it now need not be told of what was going on
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.exit(interrupted(how))
 
 
 @command("""
@@ -360,43 +352,6 @@ def demo(
     say(Table(result["columns"], result["rows"]).text())
     say(f"\n{result['conclusion']}\n\npage: {result['page']}\npruned model: {result['model']}")
     return None
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """For SIGINT and SIGTERM, which end what is going on in order."""
-    while frame is not None:
-        if frame.f_code is _unraisable.__code__:  # what is raised there is dropped, too
-            return _send_again(number)
-        frame = frame.f_back
-    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _unraisable(what: Any) -> None:
-    """An interruption that came while Python was in a finalizer, where it is dropped, comes again a moment later."""
-    if isinstance(what.exc_value, KeyboardInterrupt):
-        _send_again(signal.SIGTERM if isinstance(what.exc_value, _Terminated) else signal.SIGINT)
-    else:
-        sys.__unraisablehook__(what)
-
-
-def _send_again(number: int) -> None:
-    # where it is sent as a signal, what waits in the system is woken too
-    here = threading.main_thread().ident
-    how = (signal.pthread_kill, (here, number)) if hasattr(signal, "pthread_kill") else (interrupt_main, (number,))
-    timer = threading.Timer(0.01, *how)
-    timer.daemon = True
-    timer.start()
-
-
-def _interrupted(how: BaseException) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    terminated = isinstance(how, _Terminated)
-    say(f"calibrune: {'terminated' if terminated else 'interrupted'}", err=True)
-    return 128 + signal.SIGTERM if terminated else 130
 
 
 def _usage(error: Any) -> str:
