@@ -343,9 +343,8 @@ def _check_pruned(pruned: PrunedWeight, weight: Tensor) -> None:
     if not _is_finite(pruned.weight):
         how = "look for inputs that are far too large" if weight.dtype == torch.float32 else "prune in float32"
         raise RunError(f"the method returned weights that are NaN or infinite; {how}, or mend the method")
-    if any(
-        bool(some.masked_fill(stays, 0).any())
-        for some, stays in zip(pieces(pruned.weight), pieces(pruned.mask), strict=True)
+    if not all(
+        torch.equal(some, some * stays) for some, stays in zip(pieces(pruned.weight), pieces(pruned.mask), strict=True)
     ):
         raise RunError("the method returned weights that are not zero where its mask is False; mend the method")
 

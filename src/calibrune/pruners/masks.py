@@ -82,14 +82,14 @@ def _highest_of_rows(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor,
 
 
 def _highest(rows: Float[Tensor, "out in"], n_keep: int) -> Bool[Tensor, "out in"]:
-    # the n-th highest value by selection (several times faster than a sort) ...
+    # the n-th highest value by selection (several times faster than a sort); most often only it is as high as that ...
     threshold = rows.topk(n_keep, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-    mask = rows > threshold
-    # ... and the places that are left go to the first of those that equal it
-    equal = rows == threshold
-    places = n_keep - mask.sum(dim=-1, keepdim=True)
-    crowded = (equal.sum(dim=-1, keepdim=True) > places).squeeze(-1)
-    if crowded.any():
-        few = equal[crowded]
-        equal[crowded] = few & (few.cumsum(dim=-1, dtype=torch.int32) <= places[crowded])
-    return mask | equal
+    mask = rows >= threshold
+    if int(mask.count_nonzero()) > n_keep * len(rows):
+        # ... and where others are, too, the first of them stay
+        crowded = mask.count_nonzero(dim=-1) > n_keep
+        few, least = rows[crowded], threshold[crowded]
+        above, equal = few > least, few == least
+        places = n_keep - above.count_nonzero(dim=-1)[:, None]
+        mask[crowded] = above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= places)
+    return mask

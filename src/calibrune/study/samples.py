@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 KINDS: tuple[type[InputStatistic], ...] = (InputNorm, InputMoments, InputPeak)
 """Statistics of a number or two a channel: 28 bytes. A sample's Hessian would take a gigabyte."""
 
-FORMAT = 1
+FORMAT = 2
 """Counts changes of what is kept."""
 
 
@@ -47,7 +47,7 @@ class _Each(InputStatistic):
 
     def _add(self, x: Tensor) -> None:
         one = LayerStats(*self._kind)
-        one.update(x)
+        one.update(x.float())  # once for all kinds, each of which would do it
         self.samples.append(one)
 
     def _join(self, other: "_Each") -> None:
@@ -83,22 +83,42 @@ class SampleStatistics:
             return None
         log.info("statistics: %d of %d samples were known, %d are new", len(files) - len(new), len(files), len(new))
         kept |= {file: _read(file) for file in new}
-        layers = {layer.name: layer for block in decoder_blocks(self._model) for layer in block.layers}
-        sums: dict[str, LayerStats] = {}
+        # layers side by side as one wide layer: a sample is a handful of additions, however many layers there are
+        wide: LayerStats | None = None
+        counts: dict[str, Tensor] = {}
         for file in files:
             found = kept[file]
             assert found is not None
-            states, shared = found
-            for name, first in shared.items():
-                if name == first:
-                    layer = layers[name]
-                    wide = (KINDS, layer.in_features, layer.weight.device)
-                    sums.setdefault(name, LayerStats(*wide)).merge(_restored(LayerStats(*wide), states[name]))
+            vectors, scalars, shared = found
+            empty = (KINDS, len(next(iter(vectors.values()))), torch.device("cpu"))
+            one = LayerStats(*empty)
+            for kind in KINDS:
+                one[kind].restore(_fields(vectors, kind))
+            wide = wide or LayerStats(*empty)
+            wide.merge(one)
+            counts = {name: counts.get(name, 0) + scalar for name, scalar in scalars.items()}
+        assert wide is not None
+        return self._apart(wide, counts, shared)
+
+    def _apart(self, wide: LayerStats, counts: dict[str, Tensor], shared: dict[str, str]) -> dict[str, LayerStats]:
+        """The statistics of each layer, which lie side by side in the order of `shared`."""
+        layers = {layer.name: layer for block in decoder_blocks(self._model) for layer in block.layers}
+        sums: dict[str, LayerStats] = {}
+        start = 0
+        for place, name in enumerate(dict.fromkeys(shared.values())):
+            layer = layers[name]
+            end = start + layer.in_features
+            sums[name] = LayerStats(KINDS, layer.in_features, layer.weight.device)
+            for kind in KINDS:
+                vectors = {field: value[start:end] for field, value in wide[kind].state().items() if value.ndim}
+                scalars = {field: value[place] for field, value in _fields(counts, kind).items()}
+                sums[name][kind].restore(vectors | scalars)
+            start = end
         return {name: sums[first] for name, first in shared.items()}
 
     def _run(self, data: CalibrationSet, rows: list[int], files: list[Path], batch_tokens: int) -> bool:
         """Run samples and keep what the layers see; False where a layer does not see each of them."""
-        states: list[dict[str, Tensor]] = [{} for _ in rows]
+        states: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in rows]
         shared: dict[str, str] = {}
         mask = data.attention_mask
         for block in stream_blocks(
@@ -118,7 +138,9 @@ class SampleStatistics:
                 shared[name] = first.setdefault(id(each), name)
                 if shared[name] == name:
                     for state, one in zip(states, each.samples, strict=True):
-                        state |= _state(name, one)
+                        for kind in KINDS:
+                            for field, value in one[kind].state().items():
+                                state[f"{kind.__name__}|{field}"].append(value.cpu())
         for file, state in zip(files, states, strict=True):
             _write(file, state, shared)
         return True
@@ -129,36 +151,28 @@ def _name(ids: Tensor) -> str:
     return hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()[:24]
 
 
-def _state(layer: str, stats: LayerStats) -> dict[str, Tensor]:
-    return {
-        f"{layer}|{kind.__name__}|{field}": value.cpu().contiguous()
-        for kind in KINDS
-        for field, value in stats[kind].state().items()
-    }
+def _fields(kept: dict[str, Tensor], kind: type[InputStatistic]) -> dict[str, Tensor]:
+    """Those of a kind, by their own names."""
+    named = (name.split("|") for name in kept)
+    return {field: kept[f"{owner}|{field}"] for owner, field in named if owner == kind.__name__}
 
 
-def _restored(stats: LayerStats, states: dict[str, dict[str, Tensor]]) -> LayerStats:
-    for kind in KINDS:
-        stats[kind].restore(states[kind.__name__])
-    return stats
-
-
-_Kept = tuple[dict[str, dict[str, dict[str, Tensor]]], dict[str, str]]
-"""By layer, kind and field; and of every layer, which one has its inputs."""
+_Kept = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]
+"""By kind and field: those of a number a channel, of all layers side by side; those of a number a layer. And of every
+layer, which one has its inputs: these are the layers, in their order."""
 
 
 def _read(file: Path) -> _Kept | None:
     """What is kept of a sample; None where nothing is, or it is damaged."""
     if (kept := read_tensors(file)) is None:
         return None
-    tensors, shared = kept[0], json.loads(kept[1])
-    states: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
-    for name, tensor in tensors.items():
-        layer, kind, field = name.split("|")
-        states[layer][kind][field] = tensor
-    return states, shared
+    tensors, about = kept[0], json.loads(kept[1])
+    scalars = {name: tensor for name, tensor in tensors.items() if name in about["scalars"]}
+    return {name: tensor for name, tensor in tensors.items() if name not in scalars}, scalars, about["shared"]
 
 
-def _write(file: Path, state: dict[str, Tensor], shared: dict[str, str]) -> None:
+def _write(file: Path, state: dict[str, list[Tensor]], shared: dict[str, str]) -> None:
+    scalars = {name: torch.stack(values) for name, values in state.items() if not values[0].ndim}
+    vectors = {name: torch.cat(values) for name, values in state.items() if name not in scalars}
     with keeping("the statistics of a sample", file):
-        write_tensors(file, state, json.dumps(shared))
+        write_tensors(file, vectors | scalars, json.dumps({"shared": shared, "scalars": list(scalars)}))
