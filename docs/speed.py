@@ -120,13 +120,14 @@ def targets_table() -> str:
         found = _newest(target.measurement, target.row)
         limit = f"{'≥' if target.is_floor else '≤'} {target.limit:g}{UNITS[target.reading]}"
         if found is None:
-            rows.append([target.what, "", "", limit, f"not measured yet: `python -m benchmarks {target.measurement}`"])
+            rows.append([target.what, "", "", limit, "not measured yet", f"`{target.measurement}`"])
             continue
         reached = _reached(target, found)
         met = reached >= target.limit if target.is_floor else reached <= target.limit
         said = "met" if met else f"not met, {reached / target.limit:.0%} of it; needed: {target.needed}"
-        rows.append([target.what, _sides(found), f"{reached:.2f}{UNITS[target.reading]}", limit, said])
-    return _table(["what", "median (quartiles)", "reached", "target", ""], rows)
+        by = f"`{target.measurement}`, {found['date'][:10]}, {found['commit'][:7]}"
+        rows.append([target.what, _sides(found), f"{reached:.2f}{UNITS[target.reading]}", limit, said, by])
+    return _table(["what", "median (quartiles)", "reached", "target", "", "measured by"], rows)
 
 
 def growth_table() -> str:
