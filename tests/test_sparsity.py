@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 from calibrune import apply_mask, check_sparsity
 from calibrune.checkpoint import save_pruned
 from calibrune.cli import app
+from calibrune.durable import unsealed
 from calibrune.errors import ModelError, OutputError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import load_model
+from calibrune.lm.record import MASKED
 from calibrune.patterns import SemiStructured, parse_pattern
 from calibrune.prune import prune_model
 from calibrune.pruners import Wanda
-from calibrune.sparsity import KERNELS, RECORD, kernels, obeys, stored_bytes
+from calibrune.sparsity import KERNELS, kernels, obeys, stored_bytes
 from calibrune.verbs import request_for
 
 
@@ -54,7 +56,7 @@ def test_zeros_that_fine_tuning_filled_are_put_back_and_nothing_else_changes(kin
     before = pruned(tmp_path / "pruned", kind)
     after = tuned(before, tmp_path / "tuned")
     said = apply_mask(after, before, tmp_path / "out")
-    assert said == json.loads((tmp_path / "out" / RECORD).read_text())
+    assert said == unsealed(json.loads((tmp_path / "out" / MASKED).read_text()))
     dense, filled, masked = (load_model(path).model.state_dict() for path in (before, after, tmp_path / "out"))
     layers = {layer.key for block in decoder_blocks(tiny_model(kind)) for layer in block.layers}
     for name, weight in masked.items():
@@ -133,8 +135,55 @@ def test_the_record_and_pickles_of_the_fine_tuned_model_are_not_taken_over(tmp_p
     (after / "optimizer.pt").write_bytes(b"pickle")
     apply_mask(after, before, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"config.json", "tokenizer.json", RECORD} <= names
+    assert {"config.json", "tokenizer.json", MASKED} <= names
     assert not {"calibrune.json", "optimizer.pt", "calibrune.unfinished"} & names
+
+
+def test_a_mask_must_be_as_it_was_written_and_have_zeros(tmp_path):
+    mask = pruned(tmp_path / "pruned")
+    dense = tuned(mask, tmp_path / "tuned")
+    with pytest.raises(ModelError, match="has no zeros"):
+        apply_mask(dense, dense, tmp_path / "out")
+    weights = load_file(mask / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][weights[name] == 0] = 1.0
+    save_file(weights, mask / "model.safetensors", {"format": "pt"})
+    for look in (lambda: apply_mask(dense, mask, tmp_path / "out"), lambda: check_sparsity(dense, mask=mask)):
+        with pytest.raises(ModelError, match="was changed or damaged"):
+            look()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned", "tuned"]
+
+
+def test_what_was_masked_is_known_as_that_and_held_to_its_record(tmp_path):
+    mask = pruned(tmp_path / "pruned")
+    dense, out = tuned(mask, tmp_path / "tuned"), tmp_path / "out"
+    apply_mask(dense, mask, out)
+    with pytest.raises(OutputError, match="already holds a masked model"):
+        apply_mask(dense, mask, out)
+    load_model(out)
+    (out / "config.json").write_text((out / "config.json").read_text() + " ")
+    with pytest.raises(ModelError, match="was changed or damaged"):
+        load_model(out)
+
+
+@pytest.mark.parametrize(
+    "layers", [[{}], ["x"], None, 5, [{"name": ["a"], "asked": "50%"}], [{"name": "a", "asked": "?"}]]
+)
+def test_a_record_that_is_none_of_layers_is_told(layers, tmp_path):
+    folder = pruned(tmp_path / "pruned")
+    (folder / "calibrune.json").write_text(json.dumps({"report": {"layers": layers}}))
+    if layers == [{"name": ["a"], "asked": "50%"}]:
+        assert {one.is_asked for one in check_sparsity(folder)} == {False}
+        return
+    with pytest.raises(ModelError, match="does not say what was asked of every layer"):
+        check_sparsity(folder)
+
+
+def test_where_nothing_was_asked_the_command_says_so(tmp_path):
+    dense = tuned(pruned(tmp_path / "pruned"), tmp_path / "tuned")
+    said = CliRunner().invoke(app, ["mask", "check", str(dense)])
+    assert said.exit_code == 2
+    assert "nothing says what the layers of" in said.stderr
 
 
 def test_the_commands_say_it_and_a_deviation_ends_with_1(tmp_path):

@@ -30,7 +30,7 @@ from calibrune.durable import is_running, let_go, make_readable, name_folder, se
 from calibrune.errors import OutputError, RunError, plain, without_secrets
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, weights_fingerprint
-from calibrune.lm.record import MANIFEST, UNFINISHED, files_in, read_manifest
+from calibrune.lm.record import MANIFEST, MASKED, UNFINISHED, files_in, read_manifest
 from calibrune.lm.weights import loaded_blocks
 from calibrune.patterns import percent
 from calibrune.proxies.compare import RECORD
@@ -105,6 +105,8 @@ def check_free(out: Path) -> None:
         raise OutputError(f"the folder {str(out)!r} already holds a calibration set; choose another --out or remove it")
     if (place / RECORD).is_file():
         raise OutputError(f"the folder {str(out)!r} already holds a comparison; choose another --out or remove it")
+    if (place / MASKED).is_file():
+        raise OutputError(f"the folder {str(out)!r} already holds a masked model; choose another --out or remove it")
     manifest = read_manifest(out)
     if manifest is not None:
         raise OutputError(
@@ -129,7 +131,7 @@ def save_pruned(
     """
     check_free(out)
     out = out.resolve()
-    _sweep(out)
+    sweep(out)
     unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
@@ -150,7 +152,7 @@ def save_pruned(
     return manifest
 
 
-def _sweep(out: Path) -> None:
+def sweep(out: Path) -> None:
     """Remove what earlier runs to the same place, killed or failed, left beside it."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):
         # a kill may have come before the first file was in it

@@ -229,7 +229,7 @@ def check_writable(path: Path) -> None:
 
 def to_json(value: Any) -> str:
     """A record as JSON for readers of any language: inf and nan, which JSON does not know, become null; no secrets."""
-    return without_secrets(json.dumps(_finite(value), indent=1, ensure_ascii=False, default=str, allow_nan=False))
+    return json.dumps(_told(value), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def is_running(pid: str) -> bool:
@@ -258,9 +258,15 @@ def _sweep(folder: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def _finite(value: Any) -> Any:
+def _told(value: Any) -> Any:
+    """The value as it is written: made of what JSON knows, and without secrets."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {_told(key) if isinstance(key, str) else key: _told(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_told(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, int):
+        return value
+    # half a pair of surrogates is no character, and cannot be written
+    return without_secrets(str(value).encode("utf-8", "backslashreplace").decode(), of_a_record=True)

@@ -9,6 +9,12 @@ import re
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "CALIBRUNE_API_KEY", "OPENAI_API_KEY")
 """Variables of the environment whose values are never shown."""
 
+SHORTEST = 8
+"""Characters that such a value has at least; with fewer it is none, and would be found in everything."""
+
+_WORD = re.compile(r"(?:sha256:)?[\w.-]{1,80}")
+"""A name, a number or a hash."""
+
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, moves, erasing
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"  # titles, links, the clipboard
@@ -43,14 +49,21 @@ def plain(text: str) -> str:
     return _UNSEEN.sub(" ", _SEQUENCE.sub("", text))
 
 
-def without_secrets(text: str) -> str:
+def without_secrets(text: str, *, of_a_record: bool = False) -> str:
     """The text with stars for passwords and tokens: in addresses, in headers, and of the environment.
+
+    Args:
+        of_a_record: it is a key or a value of a record. There a single word is what it is, a name or a hash, and not
+            mistaken for a key such as `token` that somebody gives to a server which wants none; a long one that is a
+            secret as a whole is.
 
     >>> without_secrets("https://me:word@host/v1?token=abc&n=1 refused Authorization: Bearer abcdef")
     'https://***@host/v1?token=***&n=1 refused Authorization: ***'
     """
+    is_word = of_a_record and _WORD.fullmatch(text)
     for name in SECRETS:
-        if len(value := os.environ.get(name, "")) >= 4:
+        value = os.environ.get(name, "")
+        if len(value) >= SHORTEST and (not is_word or (text == value and len(value) >= 2 * SHORTEST)):
             text = text.replace(value, "***")
     for pattern, instead in _HIDDEN:
         text = pattern.sub(instead, text)

@@ -15,19 +15,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calibrune.checkpoint import check_free, give_name, save_model, versions
-from calibrune.durable import to_json
+from calibrune.checkpoint import check_free, give_name, save_model, sweep, versions
+from calibrune.durable import claimed, sealed_json
 from calibrune.errors import ModelError, RunError
 from calibrune.lm.layout import PrunableLayer, decoder_blocks
 from calibrune.lm.loading import LanguageModel, load_model
-from calibrune.lm.record import MANIFEST, UNFINISHED, read_manifest
+from calibrune.lm.record import CONVERTED, MANIFEST, MASKED, UNFINISHED, files_in, read_manifest
 from calibrune.lm.streaming import load_streamed, local_checkpoint
 from calibrune.lm.trust import PICKLES
 from calibrune.lm.weights import Shards, loaded_blocks, source_keys
 from calibrune.patterns import SemiStructured, SparsityPattern, parse_pattern, parse_target, percent
-
-RECORD = "calibrune-mask.json"
-"""What `apply_mask` did; written last."""
 
 KNOWN = tuple(SemiStructured(n, m) for n, m in ((1, 4), (2, 4), (2, 8), (4, 8)))
 """The N:M that a layer is looked at for."""
@@ -54,6 +51,8 @@ class LayerCheck:
     """The N:M, of `KNOWN`, that every group of the layer obeys."""
     came_back: int | None
     """Weights that the mask prunes and that are not zero; None: there is no mask."""
+    is_asked: bool
+    """Whether anything was asked of it: a pattern, or to have the zeros of a mask."""
     deviates: str | None
     """In which way the layer is not what was asked for; None: in none, or nothing was asked."""
 
@@ -74,7 +73,7 @@ def check_sparsity(
     """
     target = None if pattern is None else parse_target(pattern)
     asked = {} if target else _asked(Path(mask if mask is not None else model))
-    checked, pruned = _opened(model), None if mask is None else _opened(mask)
+    checked, pruned = _opened(model), None if mask is None else _opened(mask, as_written=True)
     blocks = loaded_blocks(checked.model)
     if pruned is None:
         return [_check(layer, target or asked.get(layer.name), None) for block in blocks for layer in block.layers]
@@ -101,24 +100,33 @@ def apply_mask(model: str | Path, mask: str | Path, out: Path) -> dict[str, Any]
         That record: how many layers, how many zeros, and how many weights had come back.
 
     Raises:
-        ModelError: one of them cannot be read, or they are not of one shape.
-        OutputError: `out` is not free.
+        ModelError: one of them cannot be read, they are not of one shape, or the pruned one has no zeros.
+        OutputError: `out` is not free, or another run is making it.
         RunError: it cannot be written; nothing is left of it.
     """
     check_free(out)
     out = out.resolve()
+    with claimed(out):
+        check_free(out)  # another run may have made it since it was looked at
+        sweep(out)
+        return _masked(model, mask, out)
+
+
+def _masked(model: str | Path, mask: str | Path, out: Path) -> dict[str, Any]:
     unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
         (unfinished / UNFINISHED).write_text(str(os.getpid()))
         try:
-            tuned, pruned = _Stored.of(model), _Stored.of(mask)
+            tuned, pruned = _Stored.of(model), _Stored.of(mask, as_written=True)
         except ModelError:  # experts that are stored one by one, say: in memory they are as they are pruned
-            done = _mask_in_memory(_in_memory(model), _in_memory(mask), unfinished)
+            done = _mask_in_memory(_in_memory(model), _in_memory(mask, as_written=True), unfinished)
         else:
             done = _mask_on_disk(tuned, pruned, unfinished)
-        record = {"format": 1, **done, "versions": versions()}
-        (unfinished / RECORD).write_text(to_json(record) + "\n", encoding="utf-8")
+        if not done["zeros"]:
+            raise ModelError(f"{str(mask)!r} has no zeros to be put into a model; give a pruned checkpoint as the mask")
+        record = {"format": 1, **done, "versions": versions(), "files": files_in(unfinished)}
+        (unfinished / MASKED).write_text(sealed_json(record) + "\n", encoding="utf-8")
         give_name(unfinished, out)
     except OSError as error:
         raise RunError(f"the masked model cannot be written to {str(out)!r} ({error.strerror}); make room") from error
@@ -194,6 +202,7 @@ def _check(layer: PrunableLayer, asked: SparsityPattern | None, pruned: Bool[Ten
         sparsity=zeros / weight.numel(),
         holds=tuple(str(one) for one in KNOWN if zeros and obeys(weight, one)),
         came_back=came_back,
+        is_asked=asked is not None or pruned is not None,
         deviates="; ".join(said) or None,
     )
 
@@ -206,18 +215,26 @@ def _asked(folder: Path) -> dict[str, SparsityPattern]:
     """What a checkpoint's own record says of its layers; those that a method of whole layers pruned have no rows."""
     report = (read_manifest(folder) or {}).get("report")
     layers = report.get("layers", ()) if isinstance(report, dict) else ()
-    return {layer["name"]: parse_pattern(layer["asked"]) for layer in layers if not layer.get("fallback")}
-
-
-def _opened(name: str | Path) -> LanguageModel:
     try:
-        return load_streamed(name, as_written=False)
+        return {str(layer["name"]): parse_pattern(layer["asked"]) for layer in layers if not layer.get("fallback")}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ModelError(
+            f"{str(folder / MANIFEST)!r} does not say what was asked of every layer; say it with --sparsity"
+        ) from None
+
+
+# what a mask is put into was trained since, maybe, and is not as it was written; the mask itself has to be
+
+
+def _opened(name: str | Path, *, as_written: bool = False) -> LanguageModel:
+    try:
+        return load_streamed(name, as_written=as_written)
     except ModelError:  # experts that are stored one by one, say: in memory they are as they are pruned
-        return _in_memory(name)
+        return _in_memory(name, as_written=as_written)
 
 
-def _in_memory(name: str | Path) -> LanguageModel:
-    return load_model(name, as_written=False)  # it was trained since, maybe
+def _in_memory(name: str | Path, *, as_written: bool = False) -> LanguageModel:
+    return load_model(name, as_written=as_written)
 
 
 class _Stored(NamedTuple):
@@ -230,9 +247,9 @@ class _Stored(NamedTuple):
     """Parameter -> tensor, of the parameters that are pruned."""
 
     @classmethod
-    def of(cls, name: str | Path) -> "_Stored":
+    def of(cls, name: str | Path, *, as_written: bool = False) -> "_Stored":
         place, source = local_checkpoint(str(name))
-        lm, shards = load_streamed(place, as_written=False), Shards.of(place)
+        lm, shards = load_streamed(place, as_written=as_written), Shards.of(place)
         keys = source_keys(lm.model, shards)
         return cls(place, source, shards, {key: keys[key] for key in _pruned_keys(lm)})
 
@@ -246,7 +263,7 @@ def _pruned_keys(lm: LanguageModel) -> list[str]:
 
 def _mask_on_disk(tuned: _Stored, pruned: _Stored, folder: Path) -> dict[str, Any]:
     for file in tuned.place.iterdir():
-        if file.is_file() and file.name not in (MANIFEST, RECORD) and not file.name.endswith(PICKLES):
+        if file.is_file() and file.name not in (MANIFEST, MASKED, CONVERTED) and not file.name.endswith(PICKLES):
             shutil.copyfile(file, folder / file.name)
 
     def write(name: str, weight: Tensor) -> None:

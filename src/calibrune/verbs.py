@@ -1,7 +1,7 @@
 """The verbs of the command line as Python calls: names in, records out. Everything is checked before work begins."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -96,13 +96,8 @@ def prune(
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(calibration, n_samples=samples, seq_len=seq_len, seed=seed)
     if stream is None:
-        fitting = {key: value for key, value in loading.items() if key != "trust_remote_code"}
-        stream = not fits_in_memory(model, **fitting)
-    if (
-        stream
-        and needs_data(pruner, allocator)
-        and any(parse_spec(part)[0] == "selfgen" for part in parts_of(calibration))
-    ):
+        stream = not _fits(model, loading)
+    if stream and needs_data(pruner, allocator) and _writes(calibration):
         raise ConfigError(
             f"{calibration!r} is written by the model, which would be read from disk again for every token where it is "
             f"pruned block by block; make the set with `calibrune calibrate` where the model fits, and give its folder"
@@ -131,6 +126,16 @@ def prune(
             min_expert_tokens=min_expert_tokens,
         )
         return save_pruned(lm, report, request, out, masks=masks)
+
+
+def _fits(model: str, loading: Mapping[str, Any]) -> bool:
+    return fits_in_memory(model, **{key: value for key, value in loading.items() if key != "trust_remote_code"})
+
+
+def _writes(spec: str) -> bool:
+    """Whether the model writes texts of this set here, and not on a server."""
+    found = (parse_spec(part) for part in parts_of(spec))
+    return any(source == "selfgen" and options.get("engine") != "server" for source, options in found)
 
 
 def request_for(
@@ -167,8 +172,15 @@ def calibrate(
     check_free(out)
     _check_choice("dtype", loading.get("dtype", "auto"), get_args(DtypeName))
     calibrated = prepare_calibration(spec, n_samples=samples, seq_len=seq_len, seed=seed)
+    # texts need the tokenizer alone; of a model that would not fit, its blocks stay on disk
+    fits = _fits(model, loading)
+    if not fits and _writes(spec):
+        raise ConfigError(
+            f"{spec!r} is written by the model, which does not fit in memory; make the set where it does, or on a "
+            f"server (selfgen:engine=server:url=...)"
+        )
     with claimed(out):
-        made = calibrated(load_model(model, **loading))
+        made = calibrated((load_model if fits else load_streamed)(model, **loading))
         made.save(out)
     return made
 

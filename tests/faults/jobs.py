@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from study_data import write_corpus
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_lm, tiny_model, tiny_tokenizer
 
+from calibrune.checkpoint import save_pruned
+from calibrune.patterns import parse_pattern
+from calibrune.prune import prune_model
+from calibrune.pruners import Magnitude
 from calibrune.study.results import Results
+from calibrune.verbs import request_for
 
 TIMES = ("seconds", "pid")
 """Keys whose values no two runs share: how long it took, and which process it was."""
@@ -64,6 +69,7 @@ JOBS = (
         ("evaluate", "../model", "--perplexity", TEXTS, "--limit", "8", "--seq-len", "16", "--out", "scores.json"),
         "scores.json",
     ),
+    Job("mask apply", ("mask", "apply", "../model", "--mask", "../pruned", "--out", "out"), "out", ".out.unfinished-*"),
     Job("study run", ("study", "run", "../plan.yaml", "--data", "../data", "--out", "out"), "out"),
 )
 
@@ -72,6 +78,10 @@ def prepare(place: Path) -> None:
     """Write the neighbours."""
     tiny_model().save_pretrained(place / "model", max_shard_size="40KB")
     tiny_tokenizer().save_pretrained(place / "model")
+    lm = tiny_lm()
+    report = prune_model(lm.model, None, Magnitude(group="row"), "50%")
+    request = request_for(lm, "0" * 12, "magnitude", Magnitude(group="row"), parse_pattern("50%"), None)
+    save_pruned(lm, report, request, place / "pruned")
     for seed, name in enumerate(("one", "texts")):
         write_corpus(place / f"data/{name}.jsonl.gz", seed, rows=24)
     (place / "plan.yaml").write_text(PLAN)

@@ -16,7 +16,7 @@ from calibrune.errors import ModelError
 from calibrune.lm.loading import locate
 
 KILLS = int(os.environ.get("CALIBRUNE_KILLS", "210"))
-SHARES = {"prune": 12, "prune --stream": 10, "calibrate selfgen": 8, "evaluate": 6, "study run": 6}
+SHARES = {"prune": 12, "prune --stream": 10, "calibrate selfgen": 8, "evaluate": 6, "mask apply": 4, "study run": 6}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 

@@ -119,8 +119,18 @@ def test_an_adapter_that_would_name_other_weights_is_refused(folder):
         load_model(folder)
 
 
-def test_a_config_cannot_have_compiled_code_fetched(folder):
-    configured(folder, attn_implementation="somebody/kernel")
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "somebody/kernel"},
+        {"attn_implementation": {"": "somebody/kernel"}},
+        {"_attn_implementation": ["sdpa", "somebody/kernel"]},
+        {"text_config": {"experts_implementation": {"text_config": "somebody/kernel"}}},
+    ],
+    ids=str,
+)
+def test_a_config_cannot_have_compiled_code_fetched(folder, named):
+    configured(folder, **named)
     with pytest.raises(ModelError, match=r"names compiled code to be fetched and run \('somebody/kernel'\)"):
         load_model(folder)
 

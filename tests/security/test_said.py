@@ -18,7 +18,7 @@ from calibrune.checkpoint import save_pruned
 from calibrune.cli import app
 from calibrune.cli.output import complain, print_json, say, unforeseen
 from calibrune.corpora.files import FileCorpus
-from calibrune.durable import to_json
+from calibrune.durable import sealed_json, to_json, unsealed
 from calibrune.errors import CorpusError, ModelError, plain, without_secrets
 from calibrune.patterns import parse_pattern
 from calibrune.progress import AboveBars, progress_bar, show_progress
@@ -135,6 +135,31 @@ def test_no_secret_is_in_an_error_a_log_line_or_a_record(said, secret, capsys, m
     assert all("***" in one for one in written)
     assert not any(secret in one for one in written)
     assert json.loads(written[-1])["key"] == [without_secrets(said)]
+
+
+@pytest.mark.parametrize(
+    "word", ["done", "token", "null", "sha256", "seal", "layers", "tokenizer", "0123456789", "magnitude"]
+)
+def test_a_word_that_stands_for_a_key_changes_no_record(word, monkeypatch):
+    """Servers that want no key are given any word; what it would hit in a record is what the record says."""
+    record = {
+        "status": "done", "tokenizer": {"sha256": "0123456789abcdef"}, "special_tokens": {"bos": "document"},
+        "n": 123456789012, "report": {"layers": [None, {"method": "magnitude"}]},
+    }  # fmt: skip
+    plain = sealed_json(record)
+    monkeypatch.setenv("CALIBRUNE_API_KEY", word)
+    assert sealed_json(record) == plain
+    assert unsealed(json.loads(plain)) == record
+
+
+def test_a_real_key_is_found_in_a_record_alone_and_in_a_sentence(monkeypatch):
+    monkeypatch.setenv("CALIBRUNE_API_KEY", "0123456789abcdefghij")
+    told = to_json({"alone": "0123456789abcdefghij", "said": ["the key 0123456789abcdefghij was refused"]})
+    assert json.loads(told) == {"alone": "***", "said": ["the key *** was refused"]}
+
+
+def test_half_a_character_can_be_written():
+    assert json.loads(to_json({"name \ud800": "\ud800"})) == {"name \\ud800": "\\ud800"}
 
 
 def test_what_is_no_secret_is_left_as_it_is():

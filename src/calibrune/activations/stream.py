@@ -137,7 +137,7 @@ def _stream(
     description: str,
 ) -> Iterator[BlockInputs]:
     replay = Replay(model, blocks, input_ids[:1] if mask is None else input_ids[:1, mask[0]])
-    size = max(1, batch_tokens // input_ids.shape[1])
+    size = min(max(1, batch_tokens // input_ids.shape[1]), len(input_ids))
     batches = list(torch.split(input_ids, size))
     masks: list[Tensor | None] = [None] * len(batches)
     if mask is not None:

@@ -36,7 +36,7 @@ class CalibrationRecipe:
     filters: tuple[Filter, ...] = ()
     """In the order in which the documents meet them."""
     windows: Windows = field(default_factory=Windows)
-    n_samples: int = Field(default=128, ge=1)
+    n_samples: int = Field(default=128, ge=1, le=1_000_000)
     seq_len: int = Field(default=2048, ge=2)
     """Tokens in a sample."""
     seed: int = 0

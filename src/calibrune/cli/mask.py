@@ -8,6 +8,7 @@ import typer
 
 from calibrune.cli import Json, Model, Out, app, command
 from calibrune.cli.output import print_json, say
+from calibrune.errors import ConfigError
 
 mask = typer.Typer(
     name="mask",
@@ -73,3 +74,5 @@ def check(
         say("\n".join([f"{len(wrong)} of {len(found)} layers deviate", *(f"  {x.name}: {x.deviates}" for x in wrong)]))
     if wrong:
         raise typer.Exit(1)
+    if not any(one.is_asked for one in found):
+        raise ConfigError(f"nothing says what the layers of {model!r} should have; give --sparsity or --mask")

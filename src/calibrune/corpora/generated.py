@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from calibrune.corpora.chat import Chat, Frame
 from calibrune.corpora.document import Corpus, Document
@@ -49,7 +49,7 @@ class SelfGeneration:
     chat: Chat = Chat()
     """What a chat is like, for `prompts="chat"`."""
     engine: Engine = Transformers()
-    batch_size: Annotated[int, Ge(1)] = 64
+    batch_size: Annotated[int, Ge(1), Le(65_536)] = 64
     """Texts that are written, and kept, together; changes the texts by rounding only. Of no account for a server."""
     n_texts: Annotated[int, Ge(1)] | None = None
     """Stop after so many texts; None: as many as are read. Fewer are the first of more, up to rounding."""

@@ -124,6 +124,8 @@ def read_evaluations(path: Path) -> list[Evaluation]:
         ConfigError: there is no such file, or it holds something else.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         found = unsealed(parsed(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{str(path)!r} cannot be read ({error}); give a file of `evaluate --out`") from None

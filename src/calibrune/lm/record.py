@@ -8,13 +8,15 @@ from calibrune.errors import ModelError
 
 MANIFEST = "calibrune.json"
 """Of a pruned model; written last."""
+MASKED = "calibrune-mask.json"
+"""Of a model into which a pruned one's zeros were put; written last."""
 CONVERTED = "converted.json"
 """Of a GGUF that was converted."""
 UNFINISHED = "calibrune.unfinished"
 """A file in a folder that is being written; gone when all else is there."""
 JOURNAL = "streaming.jsonl"
 """What is finished of a model that is pruned block by block; gone like the former."""
-NOT_RECORDED = ("README.md", MANIFEST, CONVERTED, UNFINISHED, JOURNAL)
+NOT_RECORDED = ("README.md", MANIFEST, MASKED, CONVERTED, UNFINISHED, JOURNAL)
 """Files that no program reads, that say what the others are, or that go."""
 
 
@@ -24,13 +26,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: it is not what was written.
     """
-    file = folder / MANIFEST
+    return _record(folder, MANIFEST, "make the checkpoint anew")
+
+
+def _record(folder: Path, name: str, again: str) -> dict[str, Any] | None:
+    file = folder / name
     if not file.is_file():
         return None
     try:
         return unsealed(parsed(file.read_bytes()))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{str(file)!r} is damaged ({error}); make the checkpoint anew") from None
+        raise ModelError(f"{str(file)!r} is damaged ({error}); {again}") from None
 
 
 def files_in(folder: Path, known: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
@@ -54,13 +60,10 @@ def check_files(folder: Path) -> None:
     What was added since is nobody's business; what an older version made has no hashes, and is taken as it is.
     """
     again = "make the checkpoint anew"
-    record = read_manifest(folder)
-    if record is None and (folder / CONVERTED).is_file():
+    record = _record(folder, MANIFEST, again) or _record(folder, MASKED, again)
+    if record is None:
         again = "remove the folder, and the model is converted anew"
-        try:
-            record = unsealed(parsed((folder / CONVERTED).read_bytes()))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{str(folder / CONVERTED)!r} is damaged ({error}); {again}") from None
+        record = _record(folder, CONVERTED, again)
     files = (record or {}).get("files") or {}
     if not isinstance(files, dict):
         raise ModelError(f"the record of files in {str(folder)!r} is no JSON object; {again}")

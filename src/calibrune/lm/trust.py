@@ -5,7 +5,7 @@ adapter beside a model may name other files still. So names are looked at before
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def check_names(name: str, files: Collection[str], fetch: Callable[[str], Path])
         fetch: file -> where it lies on this machine.
     """
     config = _object(fetch("config.json"))
-    if any(isinstance(kernel := config.get(key), str) and "/" in kernel for key in _KERNELS):
+    if kernel := next(_kernels(config), None):
         raise ModelError(
             f"the config of the model {name!r} names compiled code to be fetched and run ({kernel!r}); take "
             f"{', '.join(_KERNELS)} out of its config.json"
@@ -65,7 +65,21 @@ def check_index(name: str, index: Path) -> None:
 
 
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
-"""What in a config may name compiled code of the hub."""
+"""What in a config may name compiled code of the hub: as a text, or for each part of the model."""
+
+
+def _kernels(value: Any, *, of_a_kernel: bool = False) -> Iterator[str]:
+    """What is named so anywhere in a config that could be a repository."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _kernels(one, of_a_kernel=of_a_kernel or key in _KERNELS)
+            if of_a_kernel:
+                yield from _kernels(key, of_a_kernel=True)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _kernels(one, of_a_kernel=of_a_kernel)
+    elif of_a_kernel and isinstance(value, str) and "/" in value:
+        yield value
 
 
 def _object(path: Path) -> dict[str, Any]:

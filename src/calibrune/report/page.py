@@ -184,7 +184,8 @@ class Page:
         Raises:
             OutputError: the file cannot be written.
         """
-        write_whole(path, self.html().encode())
+        # half a pair of surrogates is no character, and cannot be written
+        write_whole(path, self.html().encode("utf-8", "backslashreplace"))
 
 
 def _own_script() -> str:

@@ -261,16 +261,16 @@ def _manifest(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:
     """Of the first run, without what differs from seed to seed and is long."""
     first = next((row["key"] for row in rows if row["status"] == "done" and row["calibration"]), None)
     try:
-        manifest = results.record(first)["calibration"] if first else None
-    except OutputError:
+        manifest = dict(results.record(first)["calibration"] or {}) if first else {}
+    except (OutputError, LookupError, TypeError, ValueError):
         return f"The record of {first} is not at hand."
     long = ("document_ids", "text_sha256", "versions")
-    kept = {name: value for name, value in (manifest or {}).items() if name not in long}
+    kept = {name: value for name, value in manifest.items() if name not in long}
     return f"The calibration set of run {first}:\n{json.dumps(kept, indent=1, ensure_ascii=False)}" if kept else ""
 
 
 def _versions(found: Judgement) -> str:
-    every = [item for row in found.scores.rows.values() for item in row.get("versions", {}).items()]
+    every = [item for row in found.scores.rows.values() for item in (row.get("versions") or {}).items()]
     return "; ".join(f"{name} {version}" for name, version in dict.fromkeys(every))
 
 

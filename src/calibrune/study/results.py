@@ -184,6 +184,10 @@ def check_row(row: Mapping[str, Any]) -> None:
         return
     if not isfinite(row["seconds"]["all"]) or not isinstance(row["run"]["pruner"], str | None):
         raise ValueError("its time or method is none")
+    if not all(isinstance(row.get(part), dict | None) for part in ("calibration", "pruning", "compute", "versions")):
+        raise ValueError("a part of it is none")
+    if not all(isinstance(version, str | None) for version in (row.get("versions") or {}).values()):
+        raise ValueError("a version is none")
     for score in row["scores"]:
         if not isinstance(score["dataset"], str | None) or not isinstance(score["metric"], str):
             raise ValueError("a score has no name")
