@@ -19,7 +19,7 @@ from calibrune.checkpoint import PruneRequest, check_free, packed_masks, save_pr
 from calibrune.errors import CalibruneError, ModelError, OutputError, RunError
 from calibrune.lm.layout import decoder_blocks
 from calibrune.lm.loading import LanguageModel, load_model, weights_fingerprint
-from calibrune.lm.record import MANIFEST, UNFINISHED, read_manifest
+from calibrune.lm.record import MANIFEST, MASKED, UNFINISHED, read_manifest
 from calibrune.prune import PruneReport, prune_model
 
 REQUEST = PruneRequest(
@@ -202,11 +202,13 @@ def left_by(pid: int, tmp_path: Path) -> Path:
     return left
 
 
-def test_what_a_killed_run_left_is_cleared_away_and_what_a_running_one_writes_is_not(tmp_path):
+@pytest.mark.parametrize("whole", [UNFINISHED, MANIFEST, MASKED])  # the last two: all was there but the name
+def test_what_a_killed_run_left_is_cleared_away_and_what_a_running_one_writes_is_not(tmp_path, whole):
     lm, report = pruned()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     killed, running = left_by(ended.pid, tmp_path), left_by(os.getppid(), tmp_path)
+    (killed / UNFINISHED).rename(killed / whole)
     save_pruned(lm, report, REQUEST, tmp_path / "out")
     assert not killed.exists()
     assert (running / "model-00001-of-00002.safetensors").exists()

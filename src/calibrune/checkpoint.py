@@ -155,8 +155,8 @@ def save_pruned(
 def sweep(out: Path) -> None:
     """Remove what earlier runs to the same place, killed or failed, left beside it."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):
-        # a kill may have come before the first file was in it
-        ours = (left / UNFINISHED).is_file() or (left / MANIFEST).is_file() or not os.listdir(left)
+        # a kill may have come before the first file was in it, or when all was there but the name
+        ours = any((left / file).is_file() for file in (UNFINISHED, MANIFEST, MASKED)) or not os.listdir(left)
         if ours and not is_running(left.name.rpartition("-")[2]):
             shutil.rmtree(left)
 

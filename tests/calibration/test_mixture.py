@@ -89,6 +89,14 @@ def test_a_part_of_a_mixture_says_nothing_that_is_true_of_the_whole_only(tokeniz
     assert many.take(4).dropped == {}
 
 
+@pytest.mark.parametrize("weight", [0, 0.0, -1.0, float("inf"), float("nan"), "1e-999999999", None, True])
+def test_a_weight_in_a_manifest_that_is_none_is_told(tokenizer, weight):
+    made = build(CalibrationRecipe(corpus=Mixture(parts=((A, 2), (B, 1))), n_samples=6, seq_len=8), tokenizer)
+    made.manifest["source"]["parts"][1]["weight"] = weight
+    with pytest.raises(CalibrationError, match="not one that was written here"):
+        made.take(3)
+
+
 def test_a_part_has_filters_of_its_own(tokenizer):
     short = InMemory(*("c" * (3 if i % 2 else 20) for i in range(40)), name="short")
     parts = (Part(corpus=A), Part(corpus=short, filters=(LengthFilter(min_chars=10),)))

@@ -4,7 +4,7 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import accumulate
-from math import ceil, floor
+from math import ceil, floor, inf
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -31,6 +31,9 @@ def turns_of(weights: Sequence[float], n: int) -> list[int]:
 
 
 def _shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
+    for weight in weights:  # those of a manifest were written by anyone
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < inf:
+            raise ValueError(f"a weight is a number above 0, not {str(weight)[:40]}")
     exact = [Fraction(str(weight)) for weight in weights]  # as it is written: 0.1 is a tenth
     return tuple(weight / sum(exact) for weight in exact)
 
