@@ -32,6 +32,10 @@ PAGES = {
     "speed measured": "docs/speed.md",
     "growth measured": "docs/speed.md",
     "architectures": "README.md",
+    "known models": "examples/known_pretraining/README.md",
+    "known claims": "docs/evidence.md",
+    "known sources": "docs/evidence.md",
+    "known details": "docs/evidence.md",
 }
 """The page that each table is printed into, from the root of the repository."""
 
@@ -43,6 +47,9 @@ MEASURED = REPOSITORY / "docs" / "measured.py"
 
 SPEED = REPOSITORY / "docs" / "speed.py"
 """Those of speed and memory, against their targets."""
+
+EVIDENCE = REPOSITORY / "docs" / "evidence.py"
+"""Those of what the studies show."""
 
 
 class DocsError(Exception):
@@ -162,7 +169,7 @@ def texts_from_code() -> dict[str, str]:
     from calibrune.proxies import PROXIES
     from calibrune.pruners import PRUNERS
 
-    measured, speed = _loaded(MEASURED), _loaded(SPEED)
+    measured, speed, evidence = _loaded(MEASURED), _loaded(SPEED), _loaded(EVIDENCE)
     return {
         "methods": settings_table(PRUNERS),
         "methods measured": measured.methods_tables(),
@@ -177,6 +184,10 @@ def texts_from_code() -> dict[str, str]:
         "speed measured": speed.targets_table(),
         "growth measured": speed.growth_table(),
         "architectures": architectures_table(_test_models()),
+        "known models": evidence.models_table(),
+        "known claims": evidence.claims_table(),
+        "known sources": evidence.sources_table(),
+        "known details": evidence.details(),
     }
 
 

@@ -164,7 +164,7 @@ def test_the_examples_in_the_docstrings_run(path):
 
 
 def test_no_file_knows_the_machine_it_was_written_on():
-    folders = ("src", "tests", "docs", "plans", "benchmarks", ".ci")
+    folders = ("src", "tests", "docs", "plans", "benchmarks", "examples", "results", ".ci")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     files += [path for path in REPOSITORY.iterdir() if path.is_file()]
     texts = {".py", ".md", ".toml", ".txt", ".jsonl", ".json", ".yaml", ".yml", ".html", ""}

@@ -43,8 +43,8 @@ class Checked:
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "docs").mkdir()
     for page in set(generate.PAGES.values()):
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
         names = [name for name, its_page in generate.PAGES.items() if its_page == page]
         markers = "\n\n".join(f"<!-- generated: {name} -->\n<!-- end -->" for name in names)
         (tmp_path / page).write_text(f"# {names[0]}\n\nBefore.\n\n{markers}\n\nAfter.\n")

@@ -1,0 +1,193 @@
+"""What the study of known pre-training is asked: sums of log-perplexities that are below 0 where a claim is true."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from examples.known_pretraining.splits import DOMAINS, MODELS, OUTSIDE
+
+
+class How(NamedTuple):
+    """A way to prune."""
+
+    pruner: str
+    pattern: str
+    propagation: str | None = "pruned"
+
+    def __str__(self) -> str:
+        return f"{self.pruner}, {self.pattern}" + (", dense propagation" if self.propagation == "dense" else "")
+
+
+class Term(NamedTuple):
+    """A share of a sum: the log-perplexity of a model, pruned with this data, on a domain's held-back text."""
+
+    weight: float
+    model: str
+    calibration: str | None
+    how: How
+    domain: str
+
+
+Terms = list[Term]
+On = Mapping[str, Iterable[str]]
+"""Models, and the domains on which each is measured."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that is true or not, and the sums that say so."""
+
+    says: str
+    sums: Mapping[str, Terms]
+    """By what they are called; each is below 0 where the claim is true, or near 0 where it asks for `same`."""
+    asks: Literal["lower", "same"] = "lower"
+
+
+PATTERNS = ("50%", "60%", "70%", "2:4")
+WANDA = tuple(How("wanda", pattern) for pattern in PATTERNS)
+SPARSEGPT = tuple(How("sparsegpt", pattern) for pattern in PATTERNS)
+BOTH = WANDA + SPARSEGPT
+
+OTHER = {"wiki-web": "pubmed-patents", "pubmed-patents": "wiki-web"}
+"""The models that know nothing of each other's domains."""
+
+OWN_OF_ALL: On = MODELS
+OWN: On = {model: MODELS[model] for model in OTHER}
+FOREIGN: On = {model: MODELS[other] for model, other in OTHER.items()}
+ALL: On = {model: tuple(DOMAINS) for model in OTHER}
+
+CORPORA = (*DOMAINS, OUTSIDE)
+SOURCES = (*CORPORA, *MODELS, "{own}-train", "selfgen", "selfgen-wiki-web", "selfgen-pubmed-patents", "selfgen-plain")
+SOURCES += ("random",)
+
+
+def less(one: str | None, other: str, how: How, on: On, instead: How | None = None) -> Terms:
+    """One calibration less another, on average over models and the domains of each.
+
+    Args:
+        one, other: names of the plan; {own} and {other} are a model's own distribution and the other model's.
+        how: the way to prune with both, or with the other alone where there is an `instead` for the first.
+    """
+
+    def called(name: str | None, model: str) -> str | None:
+        return name and name.format(own=model, other=OTHER.get(model))
+
+    sums = []
+    for model, names in on.items():
+        domains = list(names)
+        share = 1 / len(on) / len(domains)
+        for domain in domains:
+            sums.append(Term(share, model, called(one, model), instead or how, domain))
+            sums.append(Term(-share, model, called(other, model), how, domain))
+    return sums
+
+
+def minus(one: Terms, other: Terms) -> Terms:
+    """The difference of two sums."""
+    return one + [term._replace(weight=-term.weight) for term in other]
+
+
+def similar(how: How, on: On = ALL) -> Terms:
+    """Data like the pre-training data less data like the other model's: what is good for both models falls out."""
+    return less("{own}", "{other}", how, on)
+
+
+def like_the_text(how: How) -> Terms:
+    """Data like the text that is measured less the other, over all models: what is good for all text falls out."""
+    parts = [less(name, OTHER[name], how, dict.fromkeys(MODELS, MODELS[name])) for name in OTHER]
+    return [term._replace(weight=term.weight / len(parts)) for part in parts for term in part]
+
+
+def _each(terms: Callable[[How], Terms], ways: Sequence[How] = BOTH) -> dict[str, Terms]:
+    return {str(how): terms(how) for how in ways}
+
+
+def _growing() -> dict[str, Terms]:
+    steps = (("60%", "50%"), ("70%", "60%"), ("2:4", "50%"))
+    return {
+        f"{name}, {high} less {low}": minus(similar(How(name, high)), similar(How(name, low)))
+        for name in ("wanda", "sparsegpt")
+        for high, low in steps
+    }
+
+
+def _of_method(pattern: str) -> Terms:
+    # both below 0: what the better method gains, and what the better corpus gains
+    corpus = similar(How("wanda", pattern), OWN)
+    method = less("{own}", "{own}", How("wanda", pattern), OWN, instead=How("sparsegpt", pattern))
+    return minus(corpus, method)
+
+
+def claims() -> list[Claim]:
+    """In the order of the page."""
+    at_60, at_2_4 = WANDA[1], WANDA[3]
+    return [
+        Claim("Data like the pre-training data is better, text of all four domains measured alike", _each(similar)),
+        Claim("... measured on the model's own domains", _each(lambda how: similar(how, OWN))),
+        Claim("... measured on domains that it was not trained on", _each(lambda how: similar(how, FOREIGN))),
+        Claim("Data like the text that is measured is better, over all three models", _each(like_the_text)),
+        Claim(
+            "Being like the pre-training data counts for more than being like the text that is measured",
+            _each(lambda how: minus(similar(how), like_the_text(how))),
+        ),
+        Claim("Being like the pre-training data counts for more at higher sparsity, and under 2:4", _growing()),
+        Claim(
+            "The better corpus (like the pre-training data) gains Wanda more than the better method (SparseGPT) does",
+            {pattern: _of_method(pattern) for pattern in PATTERNS},
+        ),
+        Claim(
+            "The very documents of the training are as good as others of their kind, within 1%",
+            _each(lambda how: less("{own}-train", "{own}", how, OWN_OF_ALL)),
+            "same",
+        ),
+        Claim("Self-generated text is better than c4", _each(lambda how: less("selfgen", "c4", how, OWN_OF_ALL))),
+        Claim(
+            "... than every corpus, for all models alike",
+            {f"{name}, {how}": less("selfgen", name, how, OWN_OF_ALL) for how in (at_60, at_2_4) for name in CORPORA},
+        ),
+        Claim("... than text of domains that are not its own", _each(lambda how: less("selfgen", "{other}", how, OWN))),
+        Claim(
+            "... than held-back text of its own domains", _each(lambda how: less("selfgen", "{own}", how, OWN_OF_ALL))
+        ),
+        Claim(
+            "... than its very training documents", _each(lambda how: less("selfgen", "{own}-train", how, OWN_OF_ALL))
+        ),
+        Claim("... than random tokens", _each(lambda how: less("selfgen", "random", how, OWN_OF_ALL))),
+        Claim(
+            "Self-generated text is better that begins with two tokens of the model's own domains than with none",
+            _each(lambda how: less("selfgen-{own}", "selfgen", how, OWN)),
+        ),
+        Claim(
+            "... than with two tokens of the other domains",
+            _each(lambda how: less("selfgen-{own}", "selfgen-{other}", how, OWN)),
+        ),
+        Claim(
+            "The study's sampling (temperature 0.6, penalty 1.2, a fifth dropped) is better than plain sampling",
+            _each(lambda how: less("selfgen", "selfgen-plain", how, OWN_OF_ALL)),
+        ),
+        Claim("c4 is better than random tokens", _each(lambda how: less("c4", "random", how, OWN_OF_ALL))),
+        Claim(
+            "Magnitude, which reads nothing, is better than Wanda on random tokens",
+            {
+                how.pattern: less(None, "random", how, OWN_OF_ALL, instead=How("magnitude", how.pattern, None))
+                for how in WANDA
+            },
+        ),
+        Claim(
+            "16 samples are enough: 64 are as good, within 1%",
+            {str(at_60): less("{own}:samples=64", "{own}", at_60, OWN_OF_ALL)},
+            "same",
+        ),
+        Claim(
+            "16 samples are better than fewer",
+            {f"than {n}, {at_60}": less("{own}", f"{{own}}:samples={n}", at_60, OWN_OF_ALL) for n in (8, 4, 2)},
+        ),
+        Claim(
+            "Statistics of the dense model do as well as those of the pruned one, within 1%",
+            {
+                str(how): less("{own}", "{own}", how, OWN_OF_ALL, instead=how._replace(propagation="dense"))
+                for how in (at_60, at_2_4)
+            },
+            "same",
+        ),
+    ]
