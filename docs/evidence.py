@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, NamedTuple
 
+import yaml
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # examples/ is a package
 
@@ -73,7 +75,7 @@ def whole(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def collect(folder: Path, results: Path = RESULTS) -> Path:
     """Add the finished rows of a study to its file in `results/`; of two of one run the later counts."""
-    name = read_plan(folder / "plan.yaml").name
+    name = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["name"]
     file = results / f"{name}.jsonl"
     kept = {row["id"]: row for row in Results.rows(CommittedRows(file))}
     kept |= {row["id"]: compact(row) for row in Results(folder).rows() if row["status"] == "done"}

@@ -46,14 +46,14 @@ class Training:
     """A model and how it is trained. `tokens` is the budget: with more of it, and of corpora, it is a better model."""
 
     model: Literal["wiki-web", "pubmed-patents", "mixture"]
-    tokens: int = 4_000_000
+    tokens: int = 2_500_000
     vocabulary: int = 4096
     hidden: int = 192
     mlp: int = 512
     layers: int = 6
     heads: int = 6
     seq_len: int = 256
-    batch: int = 16
+    batch: int = 8
     learning_rate: float = 2e-3
     least_rate: float = 0.05
     """At the end of the cosine, as a share of `learning_rate`."""
@@ -64,7 +64,7 @@ class Training:
     clip: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the products; weights, gradients and AdamW's moments are float32."""
-    every: int = 50
+    every: int = 100
     """Steps between two rows of the curve."""
     seed: int = 0
 
@@ -144,7 +144,6 @@ def train(
     *,
     save_seconds: float = 180.0,
     stop_at: int | None = None,
-    compiled: bool = False,
 ) -> bool:
     """Train and write the model's folder; True when it is there.
 
@@ -155,24 +154,22 @@ def train(
         out: the folder of the finished model, with `training.json`: settings, loss curve, what it was made of.
         save_seconds: between two checkpoints.
         stop_at: end after so many steps with a checkpoint, as if it had been killed then.
-        compiled: let torch compile the model: faster after a minute, other roundings.
 
     Raises:
         ConfigError: the checkpoint is of another training.
     """
     tokenizer = train_tokenizer(splits, asked.vocabulary, asked.seq_len)
     streams = {part: _stream(asked, splits, part, tokenizer) for part in ("train", "held")}
-    of_what = _record(asked, streams["train"], compiled)
+    of_what = _record(asked, streams["train"])
     model = _new(asked, tokenizer)
     optimizer = _optimizer(model, asked)
     place = work / f"{asked.model}.checkpoint.pt"
     step, curve, seconds = _resumed(place, of_what, model, optimizer)
-    forward = torch.compile(model) if compiled else model
     probes = {part: streams[part].batch(0, PROBE, asked.seq_len) for part in streams}
     began = saved = time.perf_counter() - seconds
     recent: list[float] = []
     while step < asked.steps and step != stop_at:
-        recent.append(_step(forward, model, optimizer, asked, streams["train"], step))
+        recent.append(_step(model, optimizer, asked, streams["train"], step))
         step += 1
         now = time.perf_counter()
         if step % asked.every == 0 or step == asked.steps:
@@ -196,11 +193,11 @@ def _stream(asked: Training, splits: Splits, part: Part, tokenizer: PreTrainedTo
     return Stream.of(of_model(splits, asked.model, part), tokenizer, asked.seed)
 
 
-def _record(asked: Training, stream: Stream, compiled: bool) -> dict[str, Any]:
+def _record(asked: Training, stream: Stream) -> dict[str, Any]:
     tokens = hashlib.sha256(b"".join(one.tobytes() for one in stream.documents)).hexdigest()
     said = {"documents": len(stream.documents), "tokens": stream.epoch_tokens, "sha256": tokens, "split_seed": SEED}
     epochs = round(asked.steps * asked.batch * asked.seq_len / stream.epoch_tokens, 2)
-    return {"training": asdict(asked), "compiled": compiled, "read": said, "epochs": epochs, "format": FORMAT}
+    return {"training": asdict(asked), "read": said, "epochs": epochs, "format": FORMAT}
 
 
 def _new(asked: Training, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -229,12 +226,10 @@ def _optimizer(model: LlamaForCausalLM, asked: Training) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=asked.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _step(
-    forward: Any, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, asked: Training, stream: Stream, step: int
-) -> float:
+def _step(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, asked: Training, stream: Stream, step: int) -> float:
     for group in optimizer.param_groups:
         group["lr"] = asked.rate(step)
-    loss = _forward(forward, stream.batch(step, asked.batch, asked.seq_len), asked)
+    loss = _forward(model, stream.batch(step, asked.batch, asked.seq_len), asked)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), asked.clip)
@@ -242,9 +237,9 @@ def _step(
     return float(loss.detach())
 
 
-def _forward(forward: Any, ids: Tensor, asked: Training) -> Tensor:
+def _forward(model: LlamaForCausalLM, ids: Tensor, asked: Training) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=asked.dtype == "bfloat16"):
-        loss: Tensor = forward(input_ids=ids, labels=ids, use_cache=False).loss
+        loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     return loss
 
 
@@ -302,14 +297,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the model's folder; models/MODEL beside this file if not said")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of Training: tokens=4000000")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="let torch compile the model")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(given.threads)
     try:
         asked = Training(model=given.model, **dict(one.split("=", 1) for one in given.set))
         out = given.out or HERE / "models" / given.model
-        train(asked, split_corpora(given.data), given.work, out, compiled=given.compile)
+        train(asked, split_corpora(given.data), given.work, out)
     except CalibruneError as error:
         print(error, file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import re
 from math import exp, log
 from pathlib import Path
 
@@ -16,7 +17,7 @@ spec = importlib.util.spec_from_file_location("evidence", REPOSITORY / "docs" / 
 evidence = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evidence)
 
-SEEDS = 4
+SEEDS = 3
 LIKE = {"wikipedia": "wiki-web", "web": "wiki-web", "pubmed": "pubmed-patents", "patents": "pubmed-patents"}
 """The model that knows a domain."""
 TRAINING, TEXT, QUALITY = -0.05, -0.02, 0.03
@@ -121,7 +122,7 @@ def test_rows_are_collected_added_to_and_restored(plan, tmp_path):
     chance = random.Random(1)
     study, results = tmp_path / "known-pretraining", tmp_path / "results"
     study.mkdir()
-    (study / "plan.yaml").write_text(evidence.PLAN.read_text(encoding="utf-8"))
+    (study / "plan.yaml").write_text("name: known-pretraining\n")
     for run in plan.runs[:3]:
         Results(study).append(row_of(run, chance))
     file = evidence.collect(study, results)
@@ -139,10 +140,8 @@ def test_rows_are_collected_added_to_and_restored(plan, tmp_path):
     ]
 
 
-def test_the_plan_reads_files_that_the_splits_write(plan, tmp_path):
+def test_the_plan_reads_the_files_that_the_splits_write():
     from examples.known_pretraining import splits
 
-    named = set(json.loads((splits.HERE / "splits.json").read_text(encoding="utf-8")))
-    text = evidence.PLAN.read_text(encoding="utf-8")
-    assert {name for name in named if f"{name}.jsonl.gz" in text} == named
-    assert text.count(".jsonl.gz") == len(splits.DOMAINS) + 20
+    named = re.findall(r"[\w-]+(?=\.jsonl\.gz)", evidence.PLAN.read_text(encoding="utf-8"))
+    assert set(named) == set(json.loads((splits.HERE / "splits.json").read_text(encoding="utf-8")))
