@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -55,10 +54,11 @@ class Training:
     seq_len: int = 256
     batch: int = 8
     learning_rate: float = 2e-3
-    least_rate: float = 0.05
-    """At the end of the cosine, as a share of `learning_rate`."""
-    warm_up: float = 0.04
-    """Share of the steps over which the rate rises."""
+    warm_up: int = 50
+    """Steps over which the rate rises; then it stays."""
+    cooling: float = 0.3
+    """Share of the steps over which it falls in the end. Until then nothing knows of the budget: a training that was
+    stopped before can go on with another one."""
     decay: float = 0.1
     """Of the weights, as AdamW has it; norms have none."""
     clip: float = 1.0
@@ -73,14 +73,15 @@ class Training:
         """Of the whole training."""
         return max(1, self.tokens // (self.batch * self.seq_len))
 
+    @property
+    def cools_at(self) -> int:
+        """The step at which the rate begins to fall."""
+        return self.steps - round(self.cooling * self.steps)
+
     def rate(self, step: int) -> float:
-        """The learning rate of a step: up in a line, down by a cosine."""
-        rising = max(1, round(self.warm_up * self.steps))
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising
-        done = (step - rising) / max(1, self.steps - rising)
-        share = self.least_rate + (1 - self.least_rate) * (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * share
+        """The learning rate of a step: up in a line, level, down in a line to nearly 0 (Hu et al., 2024, MiniCPM)."""
+        falling = (self.steps - step) / max(1, self.steps - self.cools_at)
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up, falling)
 
 
 def train_tokenizer(splits: Splits, vocabulary: int, longest: int) -> PreTrainedTokenizerFast:
@@ -153,18 +154,21 @@ def train(
         work: where the checkpoint lies from which a run that was killed goes on.
         out: the folder of the finished model, with `training.json`: settings, loss curve, what it was made of.
         save_seconds: between two checkpoints.
-        stop_at: end after so many steps with a checkpoint, as if it had been killed then.
+        stop_at: end at this step with a checkpoint, as if it had been killed then.
+
+    The checkpoint from before the rate fell stays: with more `tokens`, the training goes on from there.
 
     Raises:
-        ConfigError: the checkpoint is of another training.
+        ConfigError: the checkpoint is of another training, or further than this one may be when its rate falls.
     """
     tokenizer = train_tokenizer(splits, asked.vocabulary, asked.seq_len)
     streams = {part: _stream(asked, splits, part, tokenizer) for part in ("train", "held")}
     of_what = _record(asked, streams["train"])
     model = _new(asked, tokenizer)
     optimizer = _optimizer(model, asked)
-    place = work / f"{asked.model}.checkpoint.pt"
-    step, curve, seconds = _resumed(place, of_what, model, optimizer)
+    level, cooling = work / f"{asked.model}.pt", work / f"{asked.model}.{asked.tokens}.pt"
+    place = cooling if cooling.exists() else level
+    step, curve, seconds = _resumed(place, asked, of_what, model, optimizer)
     probes = {part: streams[part].batch(0, PROBE, asked.seq_len) for part in streams}
     began = saved = time.perf_counter() - seconds
     recent: list[float] = []
@@ -178,14 +182,14 @@ def train(
             curve[-1] |= {"loss": sum(recent) / len(recent), **losses, "seconds": round(now - began)}
             recent = []
             log.info("%s: %s", asked.model, json.dumps(curve[-1]))
-            if now - saved > save_seconds:
-                _save(place, of_what, model, optimizer, step, curve, now - began)
-                saved = now
+        if now - saved > save_seconds or step in (asked.cools_at, stop_at):
+            place = level if step <= asked.cools_at else cooling
+            _save(place, asked, of_what, model, optimizer, step, curve, now - began)
+            saved = now
     if step < asked.steps:
-        _save(place, of_what, model, optimizer, step, curve, time.perf_counter() - began)
         return False
     _finish(model, tokenizer, out, {**of_what, "curve": curve, "seconds": round(time.perf_counter() - began)})
-    place.unlink(missing_ok=True)
+    cooling.unlink(missing_ok=True)
     return True
 
 
@@ -251,21 +255,33 @@ def _loss(model: LlamaForCausalLM, ids: Tensor, asked: Training) -> float:
 
 
 def _resumed(
-    place: Path, of_what: dict[str, Any], model: LlamaForCausalLM, optimizer: torch.optim.AdamW
+    place: Path, asked: Training, of_what: dict[str, Any], model: LlamaForCausalLM, optimizer: torch.optim.AdamW
 ) -> tuple[int, list[dict[str, Any]], float]:
     if not place.exists():
         return 0, [], 0.0
     kept = torch.load(place, weights_only=True)
-    if kept["of"] != json.dumps(of_what, sort_keys=True):
+    if kept["of"] != _same(asked, of_what):
         raise ConfigError(f"{place} is of another training (settings, corpora or version): remove it to begin anew")
+    if kept["step"] > asked.cools_at and kept["tokens"] != asked.tokens:
+        raise ConfigError(
+            f"{place} is at step {kept['step']}, and with {asked.tokens} tokens the rate falls from step "
+            f"{asked.cools_at}: give more tokens, or remove it to begin anew"
+        )
     model.load_state_dict(kept["model"])
     optimizer.load_state_dict(kept["optimizer"])
     log.info("goes on at step %d", kept["step"])
     return kept["step"], json.loads(kept["curve"]), kept["seconds"]
 
 
+def _same(asked: Training, of_what: dict[str, Any]) -> str:
+    """What two trainings must have in common for the one to go on where the other is: all but the budget."""
+    settings = {name: value for name, value in asdict(asked).items() if name != "tokens"}
+    return json.dumps({"training": settings, "read": of_what["read"], "format": FORMAT}, sort_keys=True)
+
+
 def _save(
     place: Path,
+    asked: Training,
     of_what: dict[str, Any],
     model: LlamaForCausalLM,
     optimizer: torch.optim.AdamW,
@@ -273,9 +289,10 @@ def _save(
     curve: list[dict[str, Any]],
     seconds: float,
 ) -> None:
+    kept = {"of": _same(asked, of_what), "tokens": asked.tokens, "step": step, "seconds": seconds}
+    kept |= {"curve": json.dumps(curve), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     packed = io.BytesIO()
-    kept = {"of": json.dumps(of_what, sort_keys=True), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**kept, "step": step, "curve": json.dumps(curve), "seconds": seconds}, packed)
+    torch.save(kept, packed)
     write_whole(place, packed.getvalue())
 
 

@@ -20,6 +20,7 @@ from examples.known_pretraining import splits as corpora  # noqa: E402
 from examples.known_pretraining.train import Stream, Training, train, train_tokenizer  # noqa: E402
 
 SMALL = {"vocabulary": 280, "hidden": 16, "mlp": 24, "layers": 2, "heads": 2, "seq_len": 16, "batch": 2, "every": 10}
+SMALL |= {"warm_up": 5}
 MODELS = REPOSITORY / "examples/known_pretraining/models"
 
 
@@ -78,18 +79,20 @@ def test_an_epoch_has_every_document_once_in_an_order_of_its_own():
     assert stream.batch(2, 2, 4).tolist() == whole[16:24].reshape(2, 4).tolist()
 
 
-def test_the_rate_rises_in_a_line_and_falls_by_a_cosine():
-    asked = Training(model="mixture", tokens=100 * 32, seq_len=16, batch=2, warm_up=0.1, learning_rate=1.0)
-    assert asked.steps == 100
-    assert [asked.rate(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert asked.rate(55) == pytest.approx((1 + asked.least_rate) / 2)  # half of the way down
-    assert asked.rate(99) == pytest.approx(asked.least_rate, abs=1e-3)
+def test_the_rate_rises_stays_and_falls():
+    asked = Training(model="mixture", tokens=100 * 32, seq_len=16, batch=2, warm_up=10, learning_rate=1.0, cooling=0.2)
+    assert (asked.steps, asked.cools_at) == (100, 80)
+    assert [asked.rate(step) for step in (0, 4, 9, 50, 80)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+    assert [asked.rate(step) for step in (90, 99)] == pytest.approx([0.5, 0.05])
+    longer = Training(model="mixture", tokens=200 * 32, seq_len=16, batch=2, warm_up=10, learning_rate=1.0)
+    assert all(asked.rate(step) == longer.rate(step) for step in range(asked.cools_at))
 
 
-def test_a_training_that_was_killed_ends_with_the_same_weights(splits, tmp_path):
-    asked = Training(model="wiki-web", tokens=20 * 32, **SMALL)
+@pytest.mark.parametrize("stop_at", [7, 17])
+def test_a_training_that_was_killed_ends_with_the_same_weights(splits, tmp_path, stop_at):
+    asked = Training(model="wiki-web", tokens=20 * 32, **SMALL)  # its rate falls from step 14 on
     assert train(asked, splits, tmp_path / "a", tmp_path / "whole")
-    assert not train(asked, splits, tmp_path / "b", tmp_path / "resumed", stop_at=7)
+    assert not train(asked, splits, tmp_path / "b", tmp_path / "resumed", stop_at=stop_at)
     other = Training(model="wiki-web", tokens=20 * 32, learning_rate=0.1, **SMALL)
     with pytest.raises(ConfigError, match="of another training"):
         train(other, splits, tmp_path / "b", tmp_path / "resumed")
@@ -101,7 +104,17 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(splits, tmp_path)
     assert record["curve"][1]["train_loss"] < record["curve"][0]["train_loss"] < np.log(280) + 0.5
     lm = load_model(tmp_path / "whole")
     assert (lm.context_length, lm.vocab_size) == (16, 280)
-    assert not list(tmp_path.glob("*/*.checkpoint.pt"))
+
+
+def test_a_larger_budget_goes_on_from_where_the_rate_began_to_fall(splits, tmp_path):
+    small, large = (Training(model="wiki-web", tokens=n * 32, **SMALL) for n in (10, 20))
+    assert train(small, splits, tmp_path / "a", tmp_path / "small")
+    assert train(large, splits, tmp_path / "a", tmp_path / "larger")
+    assert train(large, splits, tmp_path / "b", tmp_path / "at once")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("small", "larger", "at once")]
+    assert weights[0] != weights[1] == weights[2]
+    with pytest.raises(ConfigError, match="at step 14, and with 320 tokens the rate falls from step 7: give more"):
+        train(small, splits, tmp_path / "a", tmp_path / "small")
 
 
 def test_the_tokenizer_is_learnt_of_all_domains_alike(splits):
