@@ -183,6 +183,8 @@ def models_table() -> str:
     columns = ["model", "loss: read", "held back", "epochs", *(f"perplexity: {name}" for name in DOMAINS)]
     rows = []
     for name in MODELS:
+        if not (TRAINED / name / "training.json").exists():
+            continue
         record = json.loads((TRAINED / name / "training.json").read_text(encoding="utf-8"))
         last, dense = record["curve"][-1], cells.dense.get(name, {})
         losses = [f"{last['train_loss']:.2f}", f"{last['held_loss']:.2f}", f"{record['epochs']:.1f}"]
@@ -217,7 +219,8 @@ def sources_table() -> str:
                 values = cells.sum(less(name, "{own}", how, {model: OWN_OF_ALL[model]}))
                 differs = len(values) > 1 and stdev(values) > 0
                 row.append(_shown(t_interval(values)) if differs else "0" if values else "")
-        rows.append(row)
+        if any(row[1:]):
+            rows.append(row)
     return _table(["calibration", *(f"{how.pattern}: {model}" for how in ways for model in MODELS)], rows)
 
 
@@ -230,7 +233,7 @@ def details() -> str:
         rows = [[one.name, _shown(one.estimate), str(one.estimate.n), one.verdict] for one in found]
         if rows:
             parts.append(f"**{claim.says}**\n\n" + _table(["", "perplexity", "seeds", "verdict"], rows))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or _table([], [])
 
 
 def _overall(found: Sequence[Answer]) -> str:
@@ -248,6 +251,8 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "Nothing was measured yet; what is measured is printed here."
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *rows])
 
 

@@ -11,7 +11,7 @@ from study_data import write_corpus
 
 from calibrune.corpora.document import Document
 from calibrune.errors import ConfigError
-from calibrune.lm.loading import load_model
+from calibrune.lm.loading import load_model, weights_fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # examples/ is a package beside tests/
@@ -22,6 +22,7 @@ from examples.known_pretraining.train import Stream, Training, train, train_toke
 SMALL = {"vocabulary": 280, "hidden": 16, "mlp": 24, "layers": 2, "heads": 2, "seq_len": 16, "batch": 2, "every": 10}
 SMALL |= {"warm_up": 5}
 MODELS = REPOSITORY / "examples/known_pretraining/models"
+ROWS = REPOSITORY / "results/known-pretraining.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +132,21 @@ def test_the_committed_splits_come_of_the_data(shared_data):
     assert found == json.loads((corpora.HERE / "splits.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", corpora.MODELS)
-def test_a_committed_model_is_whole_and_what_its_record_says(name):
-    record = json.loads((MODELS / name / "training.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("folder", sorted(MODELS.glob("*")), ids=lambda folder: folder.name)
+def test_a_committed_model_is_whole_and_what_its_record_says(folder):
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     asked = Training(**record["training"])
-    assert (asked.model, record["curve"][-1]["step"]) == (name, asked.steps)
-    assert (MODELS / name / "model.safetensors").stat().st_size < 10e6
-    lm = load_model(MODELS / name)
+    assert (asked.model, record["curve"][-1]["step"]) == (folder.name, asked.steps)
+    assert (folder / "model.safetensors").stat().st_size < 10e6
+    lm, first = load_model(folder), load_model(min(MODELS.glob("*")))
     assert (lm.context_length, lm.vocab_size, lm.model.dtype) == (asked.seq_len, asked.vocabulary, torch.bfloat16)
-    assert lm.tokenizer.get_vocab() == load_model(MODELS / "mixture").tokenizer.get_vocab()
+    assert lm.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+
+
+def test_rows_are_of_the_models_that_are_committed():
+    """A model that was trained again has no rows until it is pruned again."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    dense = {row["run"]["model"]: row["weights"] for row in rows if "pruner" not in row["run"]}
+    assert set(dense) == {row["run"]["model"] for row in rows}
+    for name, weights in dense.items():
+        assert weights_fingerprint(load_model(REPOSITORY / name, dtype="float32").model) == weights
