@@ -48,7 +48,11 @@ class CommittedRows(Results):
         return self.folder
 
     def rows(self) -> list[dict[str, Any]]:
-        return list(map(whole, super().rows()))
+        return list(map(whole, self.compact_rows()))
+
+    def compact_rows(self) -> list[dict[str, Any]]:
+        """As they stand there."""
+        return list(map(json.loads, self.file.read_text(encoding="utf-8").splitlines())) if self.file.exists() else []
 
 
 def compact(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def collect(folder: Path, results: Path = RESULTS) -> Path:
     """Add the finished rows of a study to its file in `results/`; of two of one run the later counts."""
     name = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["name"]
     file = results / f"{name}.jsonl"
-    kept = {row["id"]: row for row in Results.rows(CommittedRows(file))}
+    kept = {row["id"]: row for row in CommittedRows(file).compact_rows()}
     kept |= {row["id"]: compact(row) for row in Results(folder).rows() if row["status"] == "done"}
     results.mkdir(exist_ok=True)
     ordered = sorted(kept.values(), key=lambda row: (json.dumps(row["run"], sort_keys=True), row["id"]))
@@ -89,7 +93,6 @@ def restore(folder: Path, results: Path = RESULTS) -> int:
     """Put the committed rows of the study that the folder is named for into it, but for runs that it has."""
     own = Results(folder)
     with own.lock():
-        own.mend()
         there = {row["key"] for row in own.rows()}
         new = [row for row in CommittedRows(results / f"{folder.name}.jsonl").rows() if row["key"] not in there]
         for row in new:

@@ -219,7 +219,7 @@ def test_a_matrix_that_is_not_pruned_apart_is_admitted():
 
 def test_every_architecture_of_the_tests_is_in_the_readme_and_one_more_or_less_makes_it_stale(tmp_path, capsys):
     for page in set(generate.PAGES.values()):
-        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / page).write_text((generate.REPOSITORY / page).read_text(encoding="utf-8"), encoding="utf-8")
     texts = generate.texts_from_code()
     assert generate.main(["--check"], texts, tmp_path) == 0, capsys.readouterr().err
