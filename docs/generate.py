@@ -36,6 +36,13 @@ PAGES = {
     "known claims": "docs/evidence.md",
     "known sources": "docs/evidence.md",
     "known details": "docs/evidence.md",
+    "known ablations": "docs/evidence.md",
+    "known proxies": "docs/evidence.md",
+    "known best": "docs/evidence.md",
+    "real claims": "docs/evidence.md",
+    "real sources": "docs/evidence.md",
+    "real details": "docs/evidence.md",
+    "evidence": "README.md",
 }
 """The page that each table is printed into, from the root of the repository."""
 
@@ -185,9 +192,16 @@ def texts_from_code() -> dict[str, str]:
         "growth measured": speed.growth_table(),
         "architectures": architectures_table(_test_models()),
         "known models": evidence.models_table(),
-        "known claims": evidence.claims_table(),
+        "known claims": evidence.claims_table(evidence.known_claims()),
         "known sources": evidence.sources_table(),
-        "known details": evidence.details(),
+        "known details": evidence.details(evidence.known_claims()),
+        "known ablations": evidence.ablations_table(),
+        "known proxies": evidence.proxies_table(),
+        "known best": evidence.best_text(),
+        "real claims": evidence.claims_table(evidence.real_claims()),
+        "real sources": evidence.real_table(),
+        "real details": evidence.details(evidence.real_claims()),
+        "evidence": evidence.headline_table(),
     }
 
 

@@ -1,6 +1,6 @@
 """What the study of known pre-training is asked: sums of log-perplexities that are below 0 where a claim is true."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,7 +29,7 @@ class Term(NamedTuple):
 
 
 Terms = list[Term]
-On = Mapping[str, Iterable[str]]
+On = Mapping[str, Sequence[str]]
 """Models, and the domains on which each is measured."""
 
 
@@ -41,6 +41,8 @@ class Claim:
     sums: Mapping[str, Terms]
     """By what they are called; each is below 0 where the claim is true, or near 0 where it asks for `same`."""
     asks: Literal["lower", "same"] = "lower"
+    headline: str = ""
+    """What it is called in the README's table, if it is there."""
 
 
 PATTERNS = ("50%", "60%", "70%", "2:4")
@@ -61,25 +63,22 @@ SOURCES = (*CORPORA, *MODELS, "{own}-train", "selfgen", "selfgen-wiki-web", "sel
 SOURCES += ("random",)
 
 
-def less(one: str | None, other: str, how: How, on: On, instead: How | None = None) -> Terms:
-    """One calibration less another, on average over models and the domains of each.
+def of(name: str | None, how: How, on: On) -> Terms:
+    """One calibration, on average over models and the domains of each.
 
     Args:
-        one, other: names of the plan; {own} and {other} are a model's own distribution and the other model's.
-        how: the way to prune with both, or with the other alone where there is an `instead` for the first.
+        name: of the plan; {own} and {other} are a model's own distribution and the other model's, None no data at all.
     """
+    return [
+        Term(1 / len(on) / len(domains), model, name and name.format(own=model, other=OTHER.get(model)), how, domain)
+        for model, domains in on.items()
+        for domain in domains
+    ]
 
-    def called(name: str | None, model: str) -> str | None:
-        return name and name.format(own=model, other=OTHER.get(model))
 
-    sums = []
-    for model, names in on.items():
-        domains = list(names)
-        share = 1 / len(on) / len(domains)
-        for domain in domains:
-            sums.append(Term(share, model, called(one, model), instead or how, domain))
-            sums.append(Term(-share, model, called(other, model), how, domain))
-    return sums
+def less(one: str | None, other: str | None, how: How, on: On, instead: How | None = None) -> Terms:
+    """One calibration less another: pruned `how` both, or the other alone where there is an `instead` for the first."""
+    return minus(of(one, instead or how, on), of(other, how, on))
 
 
 def minus(one: Terms, other: Terms) -> Terms:
@@ -122,7 +121,11 @@ def claims() -> list[Claim]:
     """In the order of the page."""
     at_60, at_2_4 = WANDA[1], WANDA[3]
     return [
-        Claim("Data like the pre-training data is better, text of all four domains measured alike", _each(similar)),
+        Claim(
+            "Data like the pre-training data is better, text of all four domains measured alike",
+            _each(similar),
+            headline="Data like the pre-training data is better",
+        ),
         Claim("... measured on the model's own domains", _each(lambda how: similar(how, OWN))),
         Claim("... measured on domains that it was not trained on", _each(lambda how: similar(how, FOREIGN))),
         Claim("Data like the text that is measured is better, over all three models", _each(like_the_text)),
@@ -139,20 +142,31 @@ def claims() -> list[Claim]:
             "The very documents of the training are as good as others of their kind, within 1%",
             _each(lambda how: less("{own}-train", "{own}", how, OWN_OF_ALL)),
             "same",
+            "The very documents of the training are no better than others of their kind",
         ),
-        Claim("Self-generated text is better than c4", _each(lambda how: less("selfgen", "c4", how, OWN_OF_ALL))),
+        Claim(
+            "Self-generated text is better than c4",
+            _each(lambda how: less("selfgen", "c4", how, OWN_OF_ALL)),
+            headline="Self-generated text is better than C4",
+        ),
         Claim(
             "... than every corpus, for all models alike",
             {f"{name}, {how}": less("selfgen", name, how, OWN_OF_ALL) for how in (at_60, at_2_4) for name in CORPORA},
         ),
         Claim("... than text of domains that are not its own", _each(lambda how: less("selfgen", "{other}", how, OWN))),
         Claim(
-            "... than held-back text of its own domains", _each(lambda how: less("selfgen", "{own}", how, OWN_OF_ALL))
+            "... than held-back text of its own domains",
+            _each(lambda how: less("selfgen", "{own}", how, OWN_OF_ALL)),
+            headline="Self-generated text is better than text like the pre-training data",
         ),
         Claim(
             "... than its very training documents", _each(lambda how: less("selfgen", "{own}-train", how, OWN_OF_ALL))
         ),
-        Claim("... than random tokens", _each(lambda how: less("selfgen", "random", how, OWN_OF_ALL))),
+        Claim(
+            "... than random tokens",
+            _each(lambda how: less("selfgen", "random", how, OWN_OF_ALL)),
+            headline="Self-generated text is better than random tokens",
+        ),
         Claim(
             "Self-generated text is better that begins with two tokens of the model's own domains than with none",
             _each(lambda how: less("selfgen-{own}", "selfgen", how, OWN)),
@@ -177,6 +191,7 @@ def claims() -> list[Claim]:
             "16 samples are enough: 64 are as good, within 1%",
             {str(at_60): less("{own}:samples=64", "{own}", at_60, OWN_OF_ALL)},
             "same",
+            "A small set is enough: 64 samples are as good as 16, within 1%",
         ),
         Claim(
             "16 samples are better than fewer",

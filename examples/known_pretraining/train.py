@@ -45,7 +45,7 @@ class Training:
     """A model and how it is trained. `tokens` is the budget: with more of it, and of corpora, it is a better model."""
 
     model: Literal["wiki-web", "pubmed-patents", "mixture"]
-    tokens: int = 2_500_000
+    tokens: int = 3_000_000
     vocabulary: int = 4096
     hidden: int = 192
     mlp: int = 512

@@ -4,11 +4,13 @@ import importlib.util
 import json
 import random
 import re
+import sys
 from math import exp, log
 from pathlib import Path
 
 import pytest
 
+from calibrune.study.reading import read_plan
 from calibrune.study.results import Results
 from calibrune.study.scores import read_scores
 
@@ -16,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("evidence", REPOSITORY / "docs" / "evidence.py")
 evidence = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evidence)
+rows = sys.modules["evidence_rows"]
 
 SEEDS = 3
 LIKE = {"wikipedia": "wiki-web", "web": "wiki-web", "pubmed": "pubmed-patents", "patents": "pubmed-patents"}
@@ -25,7 +28,7 @@ TRAINING, TEXT, QUALITY = -0.05, -0.02, 0.03
 
 @pytest.fixture(scope="module")
 def plan():
-    return evidence.read_plan(evidence.PLAN, [f"seeds={SEEDS}"])
+    return read_plan(rows.PLANS / "known-pretraining.yaml", [f"seeds={SEEDS}"])
 
 
 def perplexity(run, domain, chance):
@@ -52,15 +55,15 @@ def row_of(run, chance):
 
 
 @pytest.fixture(scope="module")
-def cells(plan):
+def cells(plan, tmp_path_factory):
     chance = random.Random(0)
-    rows = [evidence.whole(json.loads(json.dumps(evidence.compact(row_of(run, chance))))) for run in plan.runs]
+    made = [json.dumps(rows.compact(row_of(run, chance))) for run in plan.runs]
+    return read(plan, made, tmp_path_factory.mktemp("results") / "known-pretraining.jsonl")
 
-    class MadeUp(Results):
-        def rows(self):
-            return rows
 
-    return evidence.Cells(read_scores(plan, MadeUp(Path())))
+def read(plan, lines, file):
+    file.write_text("\n".join(lines) + "\n")
+    return evidence.Cells(read_scores(plan, rows.CommittedRows(file)))
 
 
 def answer(cells, says, name):
@@ -140,8 +143,71 @@ def test_rows_are_collected_added_to_and_restored(plan, tmp_path):
     ]
 
 
+RECIPES = {"temperature:temperature=1.0": -0.03, "random": 0.1, "quarter-c4": 0.0}
+"""What was put into the made-up rows of the ablations, beside the study's recipe."""
+
+
+@pytest.fixture
+def ablated(monkeypatch, tmp_path):
+    """The plan of ablations, a few of its recipes, with rows in which perplexity of the set says what comes of it."""
+    plan = read_plan(rows.PLANS / "known-ablations.yaml", ["seeds=4", "proxies=[perplexity, vocabulary]"])
+    chance, lines = random.Random(2), []
+    for run in plan.runs:
+        name = run.calibration.name if run.calibration else ""
+        if name not in (*RECIPES, "selfgen", "drop-both"):
+            continue
+        worse = RECIPES.get(name, 0.0 if name == "selfgen" else 0.02)
+        row = row_of(run, chance)
+        for score in row["scores"]:
+            score["value"] = exp(3 + worse + chance.gauss(0, 1e-4))
+        lines.append(json.dumps(rows.compact(row | {"proxies": {"perplexity": worse, "vocabulary": chance.random()}})))
+    cells = read(plan, lines, tmp_path / "known-ablations.jsonl")
+    monkeypatch.setattr(evidence, "study", lambda name: (plan, cells))
+    return cells
+
+
+def line_of(table, name):
+    return next(line for line in table.splitlines() if line.startswith(f"| `{name}`"))
+
+
+def test_a_recipe_is_held_against_the_studys(ablated):
+    found = evidence.ablations_table()
+    assert line_of(found, "temperature:temperature=1.0").count("| better |") == 2
+    assert "-2.96%" in line_of(found, "temperature:temperature=1.0")
+    assert line_of(found, "random").count("| worse |") == 2
+    assert line_of(found, "quarter-c4").count("| the same |") == 2
+    assert "`selfgen`" not in [line.split("|")[1].strip() for line in found.splitlines()]
+
+
+def test_a_proxy_is_judged_by_its_ranks_and_by_what_it_would_have_chosen(ablated):
+    found = evidence.proxies_table()
+    perplexity = line_of(found, "perplexity")
+    # three models, two patterns; two recipes, alike to the proxy, are never quite alike
+    assert perplexity.count("+0.97 [") + perplexity.count("+1.00 [") == 6
+    assert "| lower |" in perplexity
+    assert perplexity.count("-2.96% [") + perplexity.count("-2.95% [") == 2
+    assert "`repetition`" not in found
+
+
+def test_the_best_recipe_is_chosen_by_some_seeds_and_judged_by_others(ablated):
+    written, of_all = evidence.best_text().splitlines()
+    assert "`temperature:temperature=1.0` is best by seeds 0 to 1; by the others, 2 to 3, it gives -2.9" in written
+    assert "temperature=1.0" in of_all
+
+
+@pytest.mark.parametrize("name", evidence.REAL)
+def test_claims_about_published_models_are_about_runs_of_their_plan(name):
+    plan = read_plan(rows.PLANS / f"{name}.yaml")
+    runs = {(one.model.name, one.calibration and one.calibration.name, one.pruner) for one in plan.runs}
+    for claim in evidence.asked_of(*evidence.REAL[name]):
+        for terms in claim.sums.values():
+            assert {(term.model, term.calibration, term.how.pruner) for term in terms} <= runs
+            assert sum(term.weight for term in terms) == pytest.approx(0)
+
+
 def test_the_plan_reads_the_files_that_the_splits_write():
     from examples.known_pretraining import splits
 
-    named = re.findall(r"[\w-]+(?=\.jsonl\.gz)", evidence.PLAN.read_text(encoding="utf-8"))
+    plans = [(rows.PLANS / f"{name}.yaml").read_text(encoding="utf-8") for name in (evidence.KNOWN, evidence.ABLATIONS)]
+    named = re.findall(r"[\w-]+(?=\.jsonl\.gz)", "\n".join(plans))
     assert set(named) == set(json.loads((splits.HERE / "splits.json").read_text(encoding="utf-8")))
