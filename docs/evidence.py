@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from math import exp, log
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,6 +16,7 @@ sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, an
 
 from evidence_rows import (  # noqa: E402
     REPOSITORY,
+    ROUNDING,
     Answer,
     Cells,
     answers,
@@ -40,9 +42,9 @@ REAL = {
 """Studies of one published model each."""
 TRAINED = REPOSITORY / "examples/known_pretraining/models"
 TEXTS = ("alpaca", "wikitext2")
-AT_60, AT_2_4 = How("wanda", "60%"), How("wanda", "2:4")
+AT_60, AT_70, AT_2_4 = (How("wanda", pattern) for pattern in ("60%", "70%", "2:4"))
 CORPORA = ("c4", "wikipedia", "redpajama", "web", "fineweb-edu", "pubmed", "code", "instructions")
-DENSE = AT_60._replace(propagation="dense"), AT_2_4._replace(propagation="dense")
+ABLATED, DENSE = ([how._replace(propagation="dense") for how in (one, AT_2_4)] for one in (AT_70, AT_60))
 
 Judged = Sequence[tuple[Claim, list[Answer]]]
 
@@ -52,7 +54,9 @@ Judged = Sequence[tuple[Claim, list[Answer]]]
 def models_table() -> str:
     """What the models know: their loss on what they read and on what was held back, and perplexity by domain."""
     _, cells = study(KNOWN)
+    costs = (AT_60, AT_70, AT_2_4, How("magnitude", "60%", None))
     columns = ["model", "loss: read", "held back", "epochs", *(f"perplexity: {name}" for name in DOMAINS)]
+    columns += [f"{how.pruner}, {how.pattern}: costs" for how in costs]
     rows = []
     for name in MODELS:
         if not (TRAINED / name / "training.json").exists():
@@ -62,8 +66,16 @@ def models_table() -> str:
         losses = [f"{last['train_loss']:.2f}", f"{last['held_loss']:.2f}", f"{record['epochs']:.1f}"]
         said = [f"{dense[one]:.1f}" if one in dense else "" for one in DOMAINS]
         marked = [f"**{x}**" if one in MODELS[name] else x for x, one in zip(said, DOMAINS, strict=True)]
-        rows.append([name, *losses, *marked])
+        rows.append([name, *losses, *marked, *(_cost(cells, name, how) for how in costs)])
     return table(columns, rows)
+
+
+def _cost(cells: Cells, model: str, how: How) -> str:
+    """How much more perplexity the pruned model has than the dense one, on its own domains."""
+    data = None if how.propagation is None else model
+    pruned = cells.sum(of(data, how, {model: MODELS[model]}))
+    dense = [log(cells.dense[model][domain]) for domain in MODELS[model] if domain in cells.dense.get(model, {})]
+    return f"{100 * (exp(mean(pruned) - mean(dense)) - 1):+.0f}%" if pruned and dense else ""
 
 
 def claims_table(claims: Judged) -> str:
@@ -79,18 +91,23 @@ def claims_table(claims: Judged) -> str:
 def sources_table() -> str:
     """Every source against the model's own held-back text, measured on the model's own domains."""
     _, cells = study(KNOWN)
-    ways = [AT_60, AT_2_4]
+    ways = [AT_60, AT_70, AT_2_4]
     rows = []
     for name in SOURCES:
         row = [f"`{name}`".replace("{own}", "own")]
         for how in ways:
             for model in MODELS:
-                values = cells.sum(less(name, "{own}", how, {model: OWN_OF_ALL[model]}))
-                differs = len(values) > 1 and stdev(values) > 0
-                row.append(shown(t_interval(values)) if differs else "0" if values else "")
+                row.append(_cell(cells.sum(less(name, "{own}", how, {model: OWN_OF_ALL[model]}))))
         if any(row[1:]):
             rows.append(row)
     return table(["calibration", *(f"{how.pattern}: {model}" for how in ways for model in MODELS)], rows)
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Of two seeds or more; what is the same in all is rounding."""
+    if len(values) < 2:
+        return ""
+    return shown(t_interval(values)) if stdev(values) > ROUNDING else "0"
 
 
 def details(claims: Judged) -> str:
@@ -114,7 +131,7 @@ def ablations_table() -> str:
     """Every change of the recipe against the recipe, over all models and their own domains."""
     plan, cells = study(ABLATIONS)
     columns = []
-    for how in DENSE:
+    for how in ABLATED:
         others = [name for name in _calibrations(ABLATIONS) if name != plan.baseline]
         sums = {name: less(name, plan.baseline, how, OWN_OF_ALL) for name in others}
         columns.append({one.name: one for one in answers(Claim(how.pattern, sums), cells, plan.margin)})
@@ -123,7 +140,7 @@ def ablations_table() -> str:
         found = [column.get(name) for column in columns]
         if any(found):
             rows.append([f"`{name}`", *(cell for one in found for cell in _compared(one))])
-    return table(["calibration", *(x for how in DENSE for x in (how.pattern, "against `selfgen`"))], rows)
+    return table(["calibration", *(x for how in ABLATED for x in (how.pattern, "against `selfgen`"))], rows)
 
 
 def proxies_table() -> str:
@@ -132,13 +149,13 @@ def proxies_table() -> str:
     rows = []
     for name, kind in PROXIES.items():
         row = [f"`{name}`", kind.better]
-        for how in DENSE:
+        for how in ABLATED:
             ranks = [_rank(cells, name, model, how) for model in MODELS]
             row += ["; ".join(rank for rank in ranks if rank)]
         if any(row[2:]):
-            rows.append([*row, *(_choosing(cells, name, kind.better, how) for how in DENSE)])
-    ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in DENSE]
-    return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in DENSE)], rows)
+            rows.append([*row, *(_choosing(cells, name, kind.better, how) for how in ABLATED)])
+    ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in ABLATED]
+    return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in ABLATED)], rows)
 
 
 def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
@@ -173,35 +190,34 @@ def _choosing(cells: Cells, proxy: str, better: str, how: How) -> str:
                 chosen = min(may, key=lambda name: (sign * liked[name][seed], name))
                 by_seed.setdefault(seed, []).append(outcomes[chosen][seed])
     values = [mean(found) for found in by_seed.values() if len(found) == len(OWN_OF_ALL)]
-    return shown(t_interval(values)) if len(values) > 1 and stdev(values) > 0 else "0" if values else ""
+    return _cell(values)
 
 
 def best_text() -> str:
     """The recipe that is best by the first half of the seeds, judged by the other half, which did not choose it."""
-    plan, cells = study(ABLATIONS)
-    seeds = sorted({spec.seed for spec in plan.runs if spec.seed is not None})
+    _, cells = study(ABLATIONS)
+    found: dict[str, dict[int, float]] = {}
+    for name in _calibrations(ABLATIONS):
+        ways = [values for how in ABLATED if (values := cells.by_seed(less(name, "selfgen", how, OWN_OF_ALL)))]
+        shared = set.intersection(*map(set, ways)) if ways else set()
+        found[name] = {seed: mean(one[seed] for one in ways) for seed in sorted(shared)}
+    seeds = list(found["selfgen"])
     early, fresh = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    if len(early) < 2:
+        return table([], [])
+    whole = {name: values for name, values in found.items() if list(values) == seeds}
+    written = {name: values for name, values in whole.items() if _written(ABLATIONS, name)}
     lines = []
-    for kind in ("written", "any"):
-        candidates = {}
-        for name in _calibrations(ABLATIONS):
-            ours = [cells.by_seed(less(name, "selfgen", how, OWN_OF_ALL)) for how in DENSE]
-            may = kind == "any" or _written(ABLATIONS, name)
-            if may and all(set(seeds) <= set(one) for one in ours):
-                candidates[name] = {seed: mean(one[seed] for one in ours) for seed in seeds}
-        if len(candidates) < 2:
-            return table([], [])
+    for of_what, candidates in (("sets that the model wrote, alone or in part", written), ("all sets", whole)):
         chosen = min(candidates, key=lambda name: (mean(candidates[name][seed] for seed in early), name))
-        of = "sets that the model wrote, alone or with others' text" if kind == "written" else "all sets"
-        if chosen == "selfgen":
-            lines.append(f"Of {of}, the study's recipe itself is best by seeds {early[0]} to {early[-1]}.")
-            continue
-        judged = t_interval([candidates[chosen][seed] for seed in fresh])
-        lines.append(
-            f"Of {of}, `{chosen}` is best by seeds {early[0]} to {early[-1]}; by the others, {fresh[0]} to "
-            f"{fresh[-1]}, it gives {shown(judged)} perplexity beside the study's recipe."
-        )
-    return "\n".join(f"- {line}" for line in lines)
+        said = f"Of {of_what}, `{chosen}` is best by the seeds {early[0]} to {early[-1]}"
+        if chosen != "selfgen":
+            judged = _cell([candidates[chosen][seed] for seed in fresh])
+            said += (
+                f"; by the others, {fresh[0]} to {fresh[-1]}, it gives {judged} perplexity beside the study's recipe"
+            )
+        lines.append(f"- {said}.")
+    return "\n".join(lines)
 
 
 def _calibrations(name: str) -> list[str]:
@@ -242,13 +258,16 @@ def asked_of(title: str, model: str) -> list[Claim]:
         }
 
     own = "Self-generated text is better than"
-    every = {f"{name}, {way}": terms for name in CORPORA for way, terms in each("selfgen-bos", name).items()}
+    every = {f"{name}, {way}": terms for name in CORPORA for way, terms in each("selfgen", name).items()}
     below = {f"{name}, {way}": terms for name in CORPORA for way, terms in each(None, name, "magnitude").items()}
+    sampling = "The study's sampling (temperature 0.6, penalty 1.2, a fifth dropped) is better than plain sampling"
     return [
-        Claim(f"{own} C4", each("selfgen-bos", "c4"), headline=f"{own} C4"),
-        Claim("... that begins with two tokens of C4's documents", each("selfgen-c4", "c4")),
+        Claim(f"{own} C4", each("selfgen", "c4"), headline=f"{own} C4"),
         Claim(f"{own} every corpus", every, headline=f"{own} every corpus"),
-        Claim("... than random tokens", each("selfgen-bos", "random"), headline=f"{own} random tokens"),
+        Claim("... than random tokens", each("selfgen", "random"), headline=f"{own} random tokens"),
+        Claim("... that begins with two tokens of C4 than with none", each("selfgen", "selfgen-bos")),
+        Claim(sampling, each("selfgen", "selfgen-plain"), headline=sampling),
+        Claim("Plainly sampled text is better than C4", each("selfgen-plain", "c4")),
         Claim("C4 is better than random tokens", each("c4", "random")),
         Claim("Magnitude, which reads nothing, is better than Wanda on some corpus", below),
     ]

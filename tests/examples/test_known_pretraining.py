@@ -149,4 +149,4 @@ def test_rows_are_of_the_models_that_are_committed():
     dense = {row["run"]["model"]: row["weights"] for row in rows if "pruner" not in row["run"]}
     assert set(dense) == {row["run"]["model"] for row in rows}
     for name, weights in dense.items():
-        assert weights_fingerprint(load_model(REPOSITORY / name, dtype="float32").model) == weights
+        assert weights_fingerprint(load_model(REPOSITORY / name, dtype="bfloat16").model) == weights
