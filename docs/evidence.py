@@ -31,7 +31,7 @@ from evidence_rows import (  # noqa: E402
 
 from calibrune.proxies import PROXIES  # noqa: E402
 from calibrune.uncertainty import rank_correlation, t_interval  # noqa: E402
-from examples.known_pretraining.claims import OWN_OF_ALL, SOURCES, Claim, How, Terms, claims, less, of  # noqa: E402
+from examples.known_pretraining.claims import AFTER, OWN_OF_ALL, SOURCES, Claim, How, Terms, claims, less, of  # noqa: E402
 from examples.known_pretraining.splits import DOMAINS, MODELS  # noqa: E402
 
 KNOWN, ABLATIONS = "known-pretraining", "known-ablations"
@@ -266,8 +266,16 @@ def asked_of(title: str, model: str) -> list[Claim]:
         Claim(f"{own} every corpus", every, headline=f"{own} every corpus"),
         Claim("... than random tokens", each("selfgen", "random"), headline=f"{own} random tokens"),
         Claim("... that begins with two tokens of C4 than with none", each("selfgen", "selfgen-bos")),
-        Claim(sampling, each("selfgen", "selfgen-plain"), headline=sampling),
-        Claim("Plainly sampled text is better than C4", each("selfgen-plain", "c4")),
+        Claim(
+            sampling,
+            each("selfgen", "selfgen-plain"),
+            headline="The study's way to sample is better than plain sampling",
+        ),
+        Claim(
+            f"Plainly sampled, self-generated text is better than C4 {AFTER}",
+            each("selfgen-plain", "c4"),
+            headline=f"Plainly sampled, self-generated text is better than C4 {AFTER}",
+        ),
         Claim("C4 is better than random tokens", each("c4", "random")),
         Claim("Magnitude, which reads nothing, is better than Wanda on some corpus", below),
     ]
