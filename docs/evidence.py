@@ -15,6 +15,7 @@ from statistics import mean, stdev
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
 from evidence_rows import (  # noqa: E402
+    FEWEST,
     REPOSITORY,
     ROUNDING,
     Answer,
@@ -104,8 +105,8 @@ def sources_table() -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    """Of two seeds or more; what is the same in all is rounding."""
-    if len(values) < 2:
+    """Of seeds enough; what is the same in all is rounding."""
+    if len(values) < FEWEST:
         return ""
     return shown(t_interval(values)) if stdev(values) > ROUNDING else "0"
 
@@ -203,7 +204,7 @@ def best_text() -> str:
         found[name] = {seed: mean(one[seed] for one in ways) for seed in sorted(shared)}
     seeds = list(found["selfgen"])
     early, fresh = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
-    if len(early) < 2:
+    if len(fresh) < FEWEST:
         return table([], [])
     whole = {name: values for name, values in found.items() if list(values) == seeds}
     written = {name: values for name, values in whole.items() if _written(ABLATIONS, name)}

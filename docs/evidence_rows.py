@@ -28,6 +28,8 @@ from examples.known_pretraining.claims import Claim, How, Terms  # noqa: E402
 RESULTS = REPOSITORY / "results"
 PLANS = REPOSITORY / "plans/evidence"
 ALPHA = 0.05
+FEWEST = 3
+"""Seeds without which nothing is said."""
 ROUNDING = 1e-9
 """A spread over seeds, of logarithms, that is none."""
 SCORE = ("dataset", "metric", "value", "stderr", "n", "higher_is_better")
@@ -149,9 +151,9 @@ class Answer(NamedTuple):
 
 
 def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
-    """The sums that have two seeds or more, each judged among the others of its claim."""
+    """The sums that have seeds enough, each judged among the others of its claim."""
     sums = {name: cells.sum(terms) for name, terms in claim.sums.items()}
-    sums = {name: values for name, values in sums.items() if len(values) > 1 and stdev(values) > ROUNDING}
+    sums = {name: values for name, values in sums.items() if len(values) >= FEWEST and stdev(values) > ROUNDING}
     differ = holm([float(scipy("stats").ttest_1samp(values, 0.0).pvalue) for values in sums.values()])
     alike = holm([equivalence([0.0] * len(one), one, log(1 + margin)).p_value for one in sums.values()])
     found = []

@@ -196,6 +196,13 @@ def claims() -> list[Claim]:
         ),
         Claim("c4 is better than random tokens", _each(lambda how: less("c4", "random", how, OWN_OF_ALL))),
         Claim(
+            "Wanda on held-back text of the model's own domains is better than magnitude, which reads nothing",
+            {
+                how.pattern: less("{own}", None, How("magnitude", how.pattern, None), OWN_OF_ALL, instead=how)
+                for how in WANDA
+            },
+        ),
+        Claim(
             "Magnitude, which reads nothing, is better than Wanda on random tokens",
             {
                 how.pattern: less(None, "random", how, OWN_OF_ALL, instead=How("magnitude", how.pattern, None))

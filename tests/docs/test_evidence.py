@@ -150,7 +150,7 @@ RECIPES = {"temperature:temperature=1.0": -0.03, "random": 0.1, "quarter-c4": 0.
 @pytest.fixture
 def ablated(monkeypatch, tmp_path):
     """The plan of ablations, a few of its recipes, with rows in which perplexity of the set says what comes of it."""
-    plan = read_plan(rows.PLANS / "known-ablations.yaml", ["seeds=4", "proxies=[perplexity, vocabulary]"])
+    plan = read_plan(rows.PLANS / "known-ablations.yaml", ["seeds=5", "proxies=[perplexity, vocabulary]"])
     chance, lines = random.Random(2), []
     for run in plan.runs:
         name = run.calibration.name if run.calibration else ""
@@ -191,7 +191,7 @@ def test_a_proxy_is_judged_by_its_ranks_and_by_what_it_would_have_chosen(ablated
 
 def test_the_best_recipe_is_chosen_by_some_seeds_and_judged_by_others(ablated):
     written, of_all = evidence.best_text().splitlines()
-    assert "`temperature:temperature=1.0` is best by seeds 0 to 1; by the others, 2 to 3, it gives -2.9" in written
+    assert "`temperature:temperature=1.0` is best by the seeds 0 to 1; by the others, 2 to 4, it gives -2.9" in written
     assert "temperature=1.0" in of_all
 
 
