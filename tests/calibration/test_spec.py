@@ -223,6 +223,13 @@ def test_the_preset_is_the_studys_scale_and_what_is_said_beside_it_goes_first(he
     assert made.dropped == {"perplexity among the highest 0.2": 2}
 
 
+def test_plain_sampling_drops_nothing(here, lm):
+    made = build_calibration("selfgen:preset=plain:temperature=0.9", lm, n_samples=1, seq_len=16)
+    sampling = made.manifest["source"]["sampling"]
+    assert sampling == {"temperature": 0.9, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    assert made.dropped == {}
+
+
 def test_all_texts_can_be_compared_with_each_other_where_their_number_is_known(here, lm):
     made = build_calibration("selfgen:among=null:n_texts=10", lm, n_samples=2, seq_len=16)
     assert made.dropped == {"perplexity among the highest 0.2": 2}
@@ -254,6 +261,7 @@ BAD = {
     "selfgen:among=null": "their number is needed: add n_texts",
     "selfgen:n_texts=1": r"n_texts=1 texts of 18 tokens at most cannot fill them: give n_texts=6",
     "selfgen:preset=studdy": "no preset 'studdy'; did you mean 'study'",
+    "selfgen:preset=[plain]": r"no preset \['plain'\]; did you mean 'plain'",
     "selfgen:engine=servr:url=http://x/v1": "has no option 'url'|no engine 'servr'; did you mean 'server'",
     "selfgen:engine=server": "needs a value for url",
     "selfgen:engine=server:url=localhost": "the server's url cannot be 'localhost'",

@@ -42,8 +42,12 @@ SOURCES = {
 }
 """Sources that need no text of anybody's; those of the hub are in `NAMED`; files and folders are given by path."""
 
-STUDY = {"n_texts": 5000, "max_new_tokens": 2048, "prefix_tokens": 2, "among": 5000, "drop_highest": 0.2}
-"""`selfgen:preset=study`: what the study's scripts do (Ji et al., 2025); its sampling is the default anyway."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "study": {"n_texts": 5000, "max_new_tokens": 2048, "prefix_tokens": 2, "among": 5000, "drop_highest": 0.2},
+    "plain": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "drop_highest": 0.0},
+}
+"""`selfgen:preset=study`: the scale of the study's scripts (Ji et al., 2025), whose sampling is the default anyway.
+`selfgen:preset=plain`: sampled as the model's probabilities say, with nothing dropped (docs/evidence.md)."""
 
 NO_CORPORA: dict[str, type[Corpus]] = {}
 """Those of this package are made each in its own way; only classes of one's own are chosen by name alone."""
@@ -228,9 +232,9 @@ def _part(source: str, options: dict[str, Any], seed: int) -> _MadePart:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise ConfigError(f"the weight of {source!r} cannot be {weight!r}: give a number above 0")
     if source == "selfgen" and (preset := options.pop("preset", None)) is not None:
-        if preset != "study":
-            raise ConfigError(f"there is no preset {preset!r}{nearest(str(preset), ('study',))}")
-        options = STUDY | options
+        if str(preset) not in PRESETS:
+            raise ConfigError(f"there is no preset {preset!r}{nearest(str(preset), PRESETS)}")
+        options = PRESETS[str(preset)] | options
     filters = filters_of(source, options)
     corpus: Callable[[LanguageModel, int], Corpus]
     if source == "selfgen":
