@@ -302,6 +302,7 @@ def real_table() -> str:
         for how, text in ways:
             sums = {name: less(name, plan.baseline, how, {model: (text,)}) for name in others}
             columns.append({one.name: one for one in answers(Claim(text, sums), cells, plan.margin)})
+        ways, columns = zip(*[(way, column) for way, column in zip(ways, columns, strict=True) if column] or [((), {})])
         found = {name: [column.get(name) for column in columns] for name in others}
         rows = [[f"`{name}`", *map(_marked, line)] for name, line in found.items() if any(line)]
         if rows:
@@ -320,7 +321,8 @@ def _marked(one: Answer | None) -> str:
 def headline_table() -> str:
     """For the README: the study's claims that were asked here, with the verdict of each kind of model."""
     rows = []
-    for kind, found_of in (("3 models trained here", known_claims()), ("published models", real_claims())):
+    published = ", ".join(title for name, (title, _) in REAL.items() if study(name)[1].dense)
+    for kind, found_of in (("3 models trained here", known_claims()), (published, real_claims())):
         for claim, found in found_of:
             if claim.headline:
                 ends = sorted(found, key=lambda one: one.estimate.value)
