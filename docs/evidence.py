@@ -294,21 +294,20 @@ def real_claims() -> Judged:
 def real_table() -> str:
     """Every source against C4, by model, way to prune and text."""
     parts = []
-    for study_name, (title, model) in REAL.items():
-        plan, cells = study(study_name)
-        ways = [(how, text) for how in DENSE for text in TEXTS]
-        others = [name for name in _calibrations(study_name) if name != plan.baseline]
-        columns = []
-        for how, text in ways:
-            sums = {name: less(name, plan.baseline, how, {model: (text,)}) for name in others}
-            columns.append({one.name: one for one in answers(Claim(text, sums), cells, plan.margin)})
-        ways, columns = zip(*[(way, column) for way, column in zip(ways, columns, strict=True) if column] or [((), {})])
-        found = {name: [column.get(name) for column in columns] for name in others}
-        rows = [[f"`{name}`", *map(_marked, line)] for name, line in found.items() if any(line)]
-        if rows:
-            seeds = min(one.estimate.n for column in columns for one in column.values())
-            heads = [f"{how.pattern}: {text}" for how, text in ways]
-            parts.append(f"**{title}** ({seeds} seeds)\n\n" + table(["calibration", *heads], rows))
+    for name, (title, model) in REAL.items():
+        plan, cells = study(name)
+        others = [one for one in _calibrations(name) if one != plan.baseline]
+        columns: dict[str, dict[str, Answer]] = {}
+        for how in DENSE:
+            for text in TEXTS:
+                sums = {one: less(one, plan.baseline, how, {model: (text,)}) for one in others}
+                if found := answers(Claim(text, sums), cells, plan.margin):
+                    columns[f"{how.pattern}: {text}"] = {one.name: one for one in found}
+        told = [one for one in others if any(one in column for column in columns.values())]
+        if told:
+            rows = [[f"`{one}`", *(_marked(column.get(one)) for column in columns.values())] for one in told]
+            seeds = min(one.estimate.n for column in columns.values() for one in column.values())
+            parts.append(f"**{title}** ({seeds} seeds)\n\n" + table(["calibration", *columns], rows))
     return "\n\n".join(parts) or table([], [])
 
 
