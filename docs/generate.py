@@ -42,6 +42,7 @@ PAGES = {
     "real claims": "docs/evidence.md",
     "real sources": "docs/evidence.md",
     "real details": "docs/evidence.md",
+    "real spreads": "docs/evidence.md",
     "evidence": "README.md",
 }
 """The page that each table is printed into, from the root of the repository."""
@@ -201,6 +202,7 @@ def texts_from_code() -> dict[str, str]:
         "real claims": evidence.claims_table(evidence.real_claims()),
         "real sources": evidence.real_table(),
         "real details": evidence.details(evidence.real_claims()),
+        "real spreads": evidence.spreads_table(),
         "evidence": evidence.headline_table(),
     }
 

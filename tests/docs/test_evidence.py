@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from calibrune.patterns import percent
 from calibrune.study.reading import read_plan
 from calibrune.study.results import Results
 from calibrune.study.scores import read_scores
@@ -21,6 +22,7 @@ spec.loader.exec_module(evidence)
 rows = sys.modules["evidence_rows"]
 
 SEEDS = 3
+LETTERS = list("abcdefgh")
 LIKE = {"wikipedia": "wiki-web", "web": "wiki-web", "pubmed": "pubmed-patents", "patents": "pubmed-patents"}
 """The model that knows a domain."""
 TRAINING, TEXT, QUALITY = -0.05, -0.02, 0.03
@@ -191,18 +193,65 @@ def test_a_proxy_is_judged_by_its_ranks_and_by_what_it_would_have_chosen(ablated
 
 def test_the_best_recipe_is_chosen_by_some_seeds_and_judged_by_others(ablated):
     written, of_all = evidence.best_text().splitlines()
-    assert "`temperature:temperature=1.0` is best by the seeds 0 to 1; by the others, 2 to 4, it gives -2.9" in written
+    assert "`temperature:temperature=1.0` is best by the seeds 0 to 1; by 3 others it gives -2.9" in written
     assert "temperature=1.0" in of_all
 
 
-@pytest.mark.parametrize("name", evidence.REAL)
-def test_claims_about_published_models_are_about_runs_of_their_plan(name):
-    plan = read_plan(rows.PLANS / f"{name}.yaml")
-    runs = {(one.model.name, one.calibration and one.calibration.name, one.pruner) for one in plan.runs}
-    for claim in evidence.asked_of(*evidence.REAL[name]):
-        for terms in claim.sums.values():
-            assert {(term.model, term.calibration, term.how.pruner) for term in terms} <= runs
-            assert sum(term.weight for term in terms) == pytest.approx(0)
+def test_claims_about_published_models_are_about_runs_of_their_plans():
+    plans = {name: read_plan(rows.PLANS / f"{name}.yaml") for name in evidence.REAL}
+    runs = {place_of(one) for plan in plans.values() for one in plan.runs}
+    for name in evidence.REAL:
+        for claim in evidence.asked_of(*evidence.REAL[name]):
+            for terms in claim.sums.values():
+                assert {(term.model, term.calibration, term.how) for term in terms} <= runs
+                assert sum(term.weight for term in terms) == pytest.approx(0)
+
+
+def place_of(run):
+    pruner = run.pruner if run.allocator in (None, "uniform") else f"{run.pruner} + {run.allocator}"
+    how = evidence.How(pruner, run.pattern and percent(run.pattern), run.propagation)
+    return run.model.name, run.calibration and run.calibration.name, how
+
+
+def test_divergence_and_accuracy_are_asked_beside_perplexity(tmp_path):
+    plan = read_plan(rows.PLANS / "smollm2-tasks.yaml", ["seeds=4"])
+    better, chance, lines = {"selfgen": 0.1, "selfgen-plain": 0.2}, random.Random(3), []
+    for run in plan.runs:
+        quality = better.get(run.calibration.name if run.calibration else "", 0.0) + chance.gauss(0, 1e-3)
+        told = [(f"arc_{one}", "acc", 0.4 + quality, True) for one in ("easy", "challenge")]
+        told += [("alpaca", "perplexity", exp(3 - quality), False), ("alpaca", rows.KL, exp(-quality), False)]
+        scores = [dict(zip(rows.SCORE, (*one[:3], 0.1, 9, one[3]), strict=True)) | {"items": []} for one in told]
+        lines.append(json.dumps(rows.compact(row_of(run, chance) | {"scores": scores})))
+    cells = read(plan, lines, tmp_path / "smollm2-tasks.jsonl")
+    title, model = evidence.REAL["smollm2-tasks"]
+    asked = evidence.asked_of(title, model, ["alpaca", "alpaca, KL", "mean accuracy"])
+    found = {one.name: one for claim in asked[:1] for one in evidence.answers(claim, cells, 0.01)}
+    said = {name.removeprefix(f"{title}, 60%, "): evidence.told(one) for name, one in found.items()}
+    assert {one.verdict for one in found.values()} == {"holds"}
+    accuracy, unit, *_ = said["mean accuracy"].split()
+    assert unit == "points"
+    assert float(accuracy) == pytest.approx(10, abs=0.3)
+    for text in ("alpaca", "alpaca, KL"):
+        assert float(said[text].split("%")[0]) == pytest.approx(100 * (exp(-0.1) - 1), abs=0.3)
+    # what four seeds with a spread of a thousandth could have shown
+    assert 0 < found[f"{title}, 60%, mean accuracy"].least < 0.02
+
+
+def test_how_far_sources_are_apart_is_not_told_by_those_seeds_that_picked_them():
+    chance = random.Random(4)
+    noise = {name: {seed: chance.gauss(0, 0.05) for seed in range(40)} for name in LETTERS}
+
+    class Alike:
+        def by_seed(self, terms):
+            return noise[terms[0].calibration]
+
+    how, on = evidence.How("wanda", "60%"), {"m": ("d",)}
+    n, interval, seeds = rows.spread(Alike(), LETTERS, how, on)
+    low, high = (float(x) for x in re.findall(r"[-+][\d.]+", interval)[1:])
+    assert (n, seeds) == ("8", "40")
+    assert low < 0 < high  # they do not differ, though the largest mean is far above the smallest
+    noise[LETTERS[0]] = {seed: value + 0.5 for seed, value in noise[LETTERS[0]].items()}
+    assert float(re.findall(r"[-+][\d.]+", rows.spread(Alike(), LETTERS, how, on)[1])[1]) > 40
 
 
 def test_the_plan_reads_the_files_that_the_splits_write():

@@ -136,6 +136,13 @@ def test_a_number_of_seeds_or_a_list_of_them(tmp_path, said, seeds):
         ("", ["seeds=-3"], r"there can be 1 to 10,000 seeds, got -3; for one seed of this number write \[-3\]"),
         ("", ["seeds=1000000000000"], r"there can be 1 to 10,000 seeds"),
         ("", ["evaluations=[{tasks: piqa, seq_len: 64}]"], r"seq_len is for perplexity"),
+        ("", ["evaluations=[{tasks: piqa, against: dense}]"], r"against is for perplexity"),
+        ("", ["evaluations=[{perplexity: alpaca, against: llama}]"], r"against.*'dense'"),
+        (
+            "",
+            ["evaluations=[{perplexity: 'wikitext2:protocol=harness-word', against: dense}]"],
+            r"on windows or on texts",
+        ),
         ("exclude:\n  - {pattern: abc}\n", [], r"plan.yaml, line 8 \(pattern\): cannot read 'abc'"),
         ("exclude:\n  - {seed: 0}\n", [], r"^plan.yaml, line 8 \(exclude\): every run is left out but the dense one"),
         ("exclude:\n  - {pruner: magnitude}\n", [], r"^plan.yaml, line 8 \(exclude\): no run is like this"),

@@ -93,6 +93,28 @@ def as_text(row):
     return f"{run['pruner']}, 60%, {run['calibration'] and run['calibration']['name']}{seed}"
 
 
+def test_the_divergence_from_the_dense_model_is_measured_beside_a_perplexity(place, tmp_path):
+    text = "corpora/texts.jsonl.gz"
+    settings = ["calibration=[corpora/two.jsonl.gz]", "seeds=[1]", "pruners=[wanda]"]
+    evaluations = [{"perplexity": text, "seq_len": 16, "limit": 4, "against": "dense"}]
+    plan = read_plan(place / "plan.yaml", [*settings, f"evaluations={json.dumps(evaluations)}"])
+    run_study(plan, tmp_path, data=place / "data")
+    dense, pruned = [row for row in Results(tmp_path).rows() if row["run"]["pruner"] in (None, "wanda")]
+    lm, texts = load_model(place / "model"), evaluation_texts(str(place / "data" / text))
+    data = build_calibration(str(place / "data/corpora/two.jsonl.gz"), lm, n_samples=4, seq_len=24, seed=1)
+    prune_model(lm.model, data, Wanda(), "60%")
+    expected = texts.fitted(lm, 16).agreement(lm, load_model(place / "model"), 4)
+    found = {score["metric"]: score["value"] for score in pruned["scores"]}
+    assert found == {**{one.metric: one.value for one in expected}, "perplexity": found["perplexity"]}
+    assert found["KL divergence"] > 0
+    of_dense = {score["metric"]: score["value"] for score in dense["scores"]}
+    assert of_dense["KL divergence"] == pytest.approx(0, abs=1e-6)
+    assert of_dense["top-1 agreement"] == 1
+    given = ([{**evaluations[0], "against": None}], [{"perplexity": text, "seq_len": 16, "limit": 4}])
+    named, without = (read_plan(place / "plan.yaml", [*settings, f"evaluations={json.dumps(one)}"]) for one in given)
+    assert [one.id for one in named.runs] == [one.id for one in without.runs] != [one.id for one in plan.runs]
+
+
 def test_a_runs_record_has_the_manifest_the_layers_and_the_protocols(done):
     results = Results(done[0])
     row = results.rows()[-1]

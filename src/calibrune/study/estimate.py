@@ -142,7 +142,8 @@ def _evaluated(evaluation: Evaluation) -> int:
     if evaluation.tasks:
         n = sum(SUBTASKS.get(request.name, 1) for request in parse_tasks(evaluation.tasks))
         return n * ITEM_TOKENS * (evaluation.limit or ITEMS)
-    return sum(_measured(text, evaluation) for text in evaluation.texts)
+    passes = 3 if evaluation.against else 1  # both models once more
+    return passes * sum(_measured(text, evaluation) for text in evaluation.texts)
 
 
 def _measured(text: str, evaluation: Evaluation) -> int:
@@ -155,11 +156,12 @@ def _measured(text: str, evaluation: Evaluation) -> int:
 
 
 def _memory(spec: RunSpec, size: Size | None) -> int:
-    """The weights, the dense copy of those that are pruned, and the hidden states of the calibration set."""
+    """The weights, dense copies of those that are pruned or of all, and the hidden states of the calibration set."""
     if size is None:
         return 0
+    reference = size.parameters if any(one.against for one in spec.evaluations) else 0
     hidden = _tokens(spec.calibration) * size.width * size.bytes_per_weight if spec.calibration else 0
-    return (size.parameters + size.prunable) * size.bytes_per_weight + hidden
+    return (size.parameters + size.prunable + reference) * size.bytes_per_weight + hidden
 
 
 @lru_cache(maxsize=32)

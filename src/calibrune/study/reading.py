@@ -13,6 +13,7 @@ from calibrune.activations.stream import BATCH_TOKENS, Propagate
 from calibrune.calibration.spec import DEFAULT_SAMPLES, check_options, is_finished, parse_spec, parts_of, short_name
 from calibrune.calibration.windows import Windows
 from calibrune.errors import ConfigError
+from calibrune.evaluation.agreement import check_compares
 from calibrune.evaluation.tasks import parse_tasks
 from calibrune.evaluation.texts import DATASETS, protocol_of
 from calibrune.patterns import parse_target
@@ -229,20 +230,26 @@ def _seeds(file: PlanFile, given: Any, place: Place) -> list[int]:
     return [given]
 
 
+_OF_PERPLEXITY = ("seq_len", "bos", "against")
+
+
 def _evaluations(file: PlanFile) -> Iterator[Evaluation]:
     for i, given in enumerate(file.sequence(file.get("evaluations"), "evaluations")):
         with file.at("evaluations", i):
             if not isinstance(given, dict):
                 raise ConfigError(f"{given!r} is no mapping; write `- perplexity: alpaca` or `- tasks: arc_easy,piqa`")
             file.check_keys(given, [f.name for f in fields(Evaluation)], "an evaluation", "evaluations", i)
-            if "tasks" in given and (idle := next((key for key in ("seq_len", "bos") if key in given), None)):
+            if "tasks" in given and (
+                idle := next((key for key in ("seq_len", "bos", "against") if key in given), None)
+            ):
                 raise ConfigError(f"{idle} is for perplexity, and tasks have none of it: leave it out")
             made = Evaluation(**given)
             for text in made.texts:
                 name = parse_spec(text)[0]
                 if name not in DATASETS and not Path(name).suffix:
                     raise ConfigError(f"there is no evaluation text {name!r}{nearest(name, DATASETS)}")
-                protocol_of(text)
+                protocol, *_ = protocol_of(text)
+                _ = made.against and check_compares(protocol)
             _ = made.tasks and parse_tasks(made.tasks)
             yield made
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge
@@ -72,6 +72,8 @@ class Evaluation:
     seq_len: Annotated[int, Ge(2)] | None = None
     """Tokens in a window, as `bos` where the text does not say."""
     bos: Bos | None = None
+    against: Literal["dense"] | None = None
+    """Of perplexities: also the KL divergence from the dense model, and the top-1 agreement with it."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -157,6 +159,9 @@ class RunSpec:
         # names are for tables; weights and inputs are found, not asked for
         for name in ("weights", "inputs"):
             del asked[name]
+        for evaluation in asked["evaluations"]:
+            if evaluation["against"] is None:  # so that rows keep their ids which are older than this setting
+                del evaluation["against"]
         asked["model"]["trust_remote_code"] = False  # no plan may say so any more; the rows of before it know it
         if asked["calibration"]:
             asked["calibration"] = {k: v for k, v in asked["calibration"].items() if k not in ("name", "source")}

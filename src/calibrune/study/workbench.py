@@ -4,6 +4,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import load_tasks, parse_tasks
 from calibrune.evaluation.texts import EvaluationTexts
 from calibrune.lm.layout import decoder_blocks
-from calibrune.lm.loading import compute, load_model, weights_fingerprint
+from calibrune.lm.loading import LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.patterns import parse_pattern
 from calibrune.proxies import Context
 from calibrune.proxies.compare import OWN_SAMPLES, proxy_of
@@ -60,7 +61,8 @@ class Workbench:
     def __init__(
         self, model: Model, data: Path | None = None, device: str = "auto", trust_remote_code: bool = False
     ) -> None:
-        self.lm = load_model(**asdict(model), device=device, trust_remote_code=trust_remote_code)
+        self._load = partial(load_model, **asdict(model), device=device, trust_remote_code=trust_remote_code)
+        self.lm = self._load()
         self.weights = weights_fingerprint(self.lm.model)
         self._data = data
         pruned = {layer.key for block in decoder_blocks(self.lm.model) for layer in block.layers}
@@ -201,8 +203,17 @@ class Workbench:
         lm, limit = self.lm, evaluation.limit
         if evaluation.tasks:
             return evaluate_tasks(lm, parse_tasks(evaluation.tasks), data=self._data, limit=limit)
-        texts = [self._text(spec).fitted(lm, evaluation.seq_len, evaluation.bos) for spec in evaluation.texts]
-        return [score for text in texts for score in text.scores(lm, limit)]
+        scores: list[Score] = []
+        for text in (self._text(spec).fitted(lm, evaluation.seq_len, evaluation.bos) for spec in evaluation.texts):
+            scores += text.scores(lm, limit)
+            if evaluation.against:
+                scores += text.agreement(lm, self._reference, limit)
+        return scores
+
+    @cached_property
+    def _reference(self) -> LanguageModel:
+        """The dense model beside the one that is pruned, for measurements that need both."""
+        return self._load()
 
 
 def _head(spec: RunSpec) -> dict[str, Any]:
