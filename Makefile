@@ -55,6 +55,7 @@ bench: $(VENV)/.installed ## measure, and add dated rows to benchmarks/results
 
 docs: $(VENV)/.installed ## print the tables of the docs from the code, and build their site into ./site
 	$(RUN)/python docs/generate.py
+	$(RUN)/python docs/evidence_pages.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
 	@echo "site/index.html (to search, too: $(RUN)/python -m http.server --directory site)"
 
