@@ -14,6 +14,7 @@ from statistics import mean, stdev
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
+from evidence_pages import pages_list  # noqa: E402, F401  (printed by generate.py)
 from evidence_real import REAL, asked_of, real_claims, real_table, spreads_table  # noqa: E402, F401  (also for tests)
 from evidence_rows import (  # noqa: E402
     FEWEST,
@@ -126,8 +127,8 @@ def known_claims() -> Judged:
 def ablations_table() -> str:
     """Every change of the recipe against the recipe, over all models and their own domains."""
     plan, cells = study(ABLATIONS)
-    columns = []
-    for how in ABLATED:
+    columns, ways = [], _ablated(cells)
+    for how in ways:
         others = [name for name in cells.calibrations if name != plan.baseline]
         sums = {name: less(name, plan.baseline, how, OWN_OF_ALL) for name in others}
         columns.append({one.name: one for one in answers(Claim(how.pattern, sums), cells, plan.margin)})
@@ -136,22 +137,27 @@ def ablations_table() -> str:
         found = [column.get(name) for column in columns]
         if any(found):
             rows.append([f"`{name}`", *(cell for one in found for cell in _compared(one))])
-    return table(["calibration", *(x for how in ABLATED for x in (how.pattern, "against `selfgen`"))], rows)
+    return table(["calibration", *(x for how in ways for x in (how.pattern, "seeds", "against `selfgen`"))], rows)
+
+
+def _ablated(cells: Cells) -> list[How]:
+    """The ways to prune of which something is known."""
+    return [how for how in ABLATED if len(cells.sum(less("random", "selfgen", how, OWN_OF_ALL))) >= FEWEST]
 
 
 def proxies_table() -> str:
     """What is known of a set before pruning against what came of it: over sets, and as a way to choose one."""
     _, cells = study(ABLATIONS)
-    rows = []
+    rows, ways = [], _ablated(cells)
     for name, kind in PROXIES.items():
         row = [f"`{name}`", kind.better]
-        for how in ABLATED:
+        for how in ways:
             ranks = [_rank(cells, name, model, how) for model in MODELS]
             row += ["; ".join(rank for rank in ranks if rank)]
         if any(row[2:]):
-            rows.append([*row, *(_choosing(cells, name, kind.better, how) for how in ABLATED)])
-    ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in ABLATED]
-    return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in ABLATED)], rows)
+            rows.append([*row, *(_choosing(cells, name, kind.better, how) for how in ways)])
+    ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in ways]
+    return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in ways)], rows)
 
 
 def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
@@ -160,7 +166,7 @@ def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
     for calibration in cells.calibrations:
         of_set = cells.proxies.get((model, calibration), {}).get(proxy, {})
         outcome = cells.sum(of(calibration, how, {model: OWN_OF_ALL[model]}))
-        if of_set and outcome:
+        if of_set and len(outcome) >= FEWEST:
             x.append(mean(of_set.values()))
             y.append(mean(outcome))
     if len(x) < 4 or len(set(x)) < 2:
@@ -180,9 +186,13 @@ def _choosing(cells: Cells, proxy: str, better: str, how: How) -> str:
         for name in cells.calibrations:
             outcomes[name] = cells.by_seed(less(name, "selfgen", how, {model: domains}))
             liked[name] = cells.proxies.get((model, name), {}).get(proxy, {})
-        for seed in outcomes["selfgen"]:
-            may = [name for name in outcomes if seed in outcomes[name] and seed in liked[name]]
-            if may:
+        may_be = {
+            seed: [name for name in outcomes if seed in outcomes[name] and seed in liked[name]]
+            for seed in outcomes["selfgen"]
+        }
+        for seed, may in may_be.items():
+            # where all were drawn: among a few that were drawn once more the choice is another one
+            if len(may) == max(map(len, may_be.values())) > 1:
                 chosen = min(may, key=lambda name: (sign * liked[name][seed], name))
                 by_seed.setdefault(seed, []).append(outcomes[chosen][seed])
     values = [mean(found) for found in by_seed.values() if len(found) == len(OWN_OF_ALL)]
@@ -199,7 +209,7 @@ def best_text() -> str:
     whole = {name: values for name, values in found.items() if set(early) <= set(values)}
     written = {name: values for name, values in whole.items() if _written(ABLATIONS, name)}
     lines = []
-    for of_what, candidates in (("sets that the model wrote, alone or in part", written), ("all sets", whole)):
+    for of_what, candidates in (("sets that the model wrote, alone or in part", written), ("sets in all", whole)):
         if len(candidates) < FEWEST:
             continue
         chosen = min(candidates, key=lambda name: (mean(candidates[name][seed] for seed in early), name))
@@ -220,10 +230,10 @@ def _written(name: str, calibration: str) -> bool:
 
 def _compared(one: Answer | None) -> list[str]:
     if one is None:
-        return ["", ""]
-    if one.differs:
-        return [told(one), "better" if one.estimate.value < 0 else "worse"]
-    return [told(one), "no difference shown" if one.verdict == "cannot be told" else "the same"]
+        return ["", "", ""]
+    better = "better" if one.estimate.value < 0 else "worse"
+    alike = "no difference shown" if one.verdict == "cannot be told" else "the same"
+    return [told(one), str(one.estimate.n), better if one.differs else alike]
 
 
 # -- both --------------------------------------------------------------------------------------------------------------
@@ -232,14 +242,15 @@ def _compared(one: Answer | None) -> list[str]:
 def headline_table() -> str:
     """For the README: the study's claims that were asked here, with the verdict of each kind of model."""
     rows = []
-    published = ", ".join(title for name, (title, _) in REAL.items() if study(name)[1].dense)
-    for kind, found_of in (("3 models trained here", known_claims()), (published, real_claims())):
+    titles = dict.fromkeys(title for title, _ in REAL.values())
+    asked = [("3 models trained here", known_claims()), *((title, real_claims(title)) for title in titles)]
+    for model, found_of in asked:
         for claim, found in found_of:
             if claim.headline:
                 ends = sorted(found, key=lambda one: one.estimate.value)
                 said = " to ".join(told(one) for one in (ends[:1] + ends[-1:])[: len(ends)])
-                rows.append([claim.headline, kind, overall(found), said])
-    return table(["claim", "on", "verdict", "perplexity, with 95% interval"], rows)
+                rows.append([claim.headline, model, overall(found), said])
+    return table(["claim", "on", "verdict", "difference, with 95% interval"], rows)
 
 
 def main(arguments: Sequence[str]) -> int:

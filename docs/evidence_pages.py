@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
-from evidence_rows import PLANS, REPOSITORY, RESULTS, CommittedRows  # noqa: E402
+from evidence_rows import PLANS, REPOSITORY, RESULTS, CommittedRows, study  # noqa: E402
 
 from calibrune.report.study import write_report  # noqa: E402
 from calibrune.study.judgement import judge  # noqa: E402
@@ -62,6 +62,15 @@ def write_page(name: str) -> Path:
 def names() -> list[str]:
     """The studies that have rows."""
     return sorted(file.stem for file in RESULTS.glob("*.jsonl"))
+
+
+def pages_list() -> str:
+    """The pages, with how much of each plan is done."""
+    lines = []
+    for name in names():
+        plan, cells = study(name)
+        lines.append(f"- [{plan.title}](evidence/{name}.html): {cells.done:,} of {len(plan.runs):,} runs")
+    return "\n".join(lines)
 
 
 def is_current(name: str) -> bool:

@@ -67,10 +67,12 @@ def _unread(calibration: str | None, how: How) -> How | None:
     return How("magnitude", how.pattern, None) if calibration is None else None
 
 
-def real_claims() -> Judged:
-    """Those of which something is known, the models' answers to one claim together."""
+def real_claims(only: str | None = None) -> Judged:
+    """Those of which something is known, the models' answers to one claim together; or of one model `only`."""
     together: dict[str, tuple[Claim, list[Answer]]] = {}
     for name, (title, model) in REAL.items():
+        if only not in (None, title):
+            continue
         texts = OTHERS if name.endswith("-tasks") else TEXTS
         for claim, found in judged(name, asked_of(title, model, texts)):
             together.setdefault(claim.says, (claim, []))[1].extend(found)

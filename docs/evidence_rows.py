@@ -127,6 +127,7 @@ class Cells:
 
     def __init__(self, scores: Scores) -> None:
         measures = _measured(scores)
+        self.done = len(scores.rows)
         self._values: dict[tuple[Any, ...], dict[int | None, float]] = {}
         self.dense: dict[str, dict[str, float]] = {}
         self.proxies: dict[tuple[str, str], dict[str, dict[int, float]]] = {}

@@ -43,6 +43,7 @@ PAGES = {
     "real sources": "docs/evidence.md",
     "real details": "docs/evidence.md",
     "real spreads": "docs/evidence.md",
+    "study pages": "docs/evidence.md",
     "evidence": "README.md",
 }
 """The page that each table is printed into, from the root of the repository."""
@@ -203,6 +204,7 @@ def texts_from_code() -> dict[str, str]:
         "real sources": evidence.real_table(),
         "real details": evidence.details(evidence.real_claims()),
         "real spreads": evidence.spreads_table(),
+        "study pages": evidence.pages_list(),
         "evidence": evidence.headline_table(),
     }
 

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("evidence", REPOSITORY / "docs" / "evidence.py")
 evidence = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evidence)
-rows = sys.modules["evidence_rows"]
+rows, pages = sys.modules["evidence_rows"], sys.modules["evidence_pages"]
 
 SEEDS = 3
 LETTERS = list("abcdefgh")
@@ -213,7 +213,9 @@ def place_of(run):
     return run.model.name, run.calibration and run.calibration.name, how
 
 
-def test_divergence_and_accuracy_are_asked_beside_perplexity(tmp_path):
+@pytest.fixture(scope="module")
+def tasks():
+    """Rows of a plan with tasks and divergences, in which what the model wrote is better by a tenth, or two."""
     plan = read_plan(rows.PLANS / "smollm2-tasks.yaml", ["seeds=4"])
     better, chance, lines = {"selfgen": 0.1, "selfgen-plain": 0.2}, random.Random(3), []
     for run in plan.runs:
@@ -222,7 +224,11 @@ def test_divergence_and_accuracy_are_asked_beside_perplexity(tmp_path):
         told += [("alpaca", "perplexity", exp(3 - quality), False), ("alpaca", rows.KL, exp(-quality), False)]
         scores = [dict(zip(rows.SCORE, (*one[:3], 0.1, 9, one[3]), strict=True)) | {"items": []} for one in told]
         lines.append(json.dumps(rows.compact(row_of(run, chance) | {"scores": scores})))
-    cells = read(plan, lines, tmp_path / "smollm2-tasks.jsonl")
+    return plan, lines
+
+
+def test_divergence_and_accuracy_are_asked_beside_perplexity(tasks, tmp_path):
+    cells = read(*tasks, tmp_path / "smollm2-tasks.jsonl")
     title, model = evidence.REAL["smollm2-tasks"]
     asked = evidence.asked_of(title, model, ["alpaca", "alpaca, KL", "mean accuracy"])
     found = {one.name: one for claim in asked[:1] for one in evidence.answers(claim, cells, 0.01)}
@@ -235,6 +241,26 @@ def test_divergence_and_accuracy_are_asked_beside_perplexity(tmp_path):
         assert float(said[text].split("%")[0]) == pytest.approx(100 * (exp(-0.1) - 1), abs=0.3)
     # what four seeds with a spread of a thousandth could have shown
     assert 0 < found[f"{title}, 60%, mean accuracy"].least < 0.02
+
+
+def test_a_study_has_a_page_that_says_of_which_rows_it_is(tasks, tmp_path, monkeypatch):
+    plan, lines = tasks
+    for name in ("RESULTS", "PAGES"):
+        monkeypatch.setattr(pages, name, tmp_path)
+    monkeypatch.setattr(pages, "read_plan", lambda file: plan)
+    file = tmp_path / "smollm2-tasks.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    assert not pages.is_current("smollm2-tasks")
+    page = pages.write_page("smollm2-tasks").read_text(encoding="utf-8")
+    assert pages.is_current("smollm2-tasks")
+    assert "selfgen beats" in page or "on selfgen" in page
+    assert "calibrune study run plans/evidence/smollm2-tasks.yaml" in page
+    file.write_text("\n".join(lines[:-1]) + "\n")
+    assert not pages.is_current("smollm2-tasks")
+
+
+def test_the_committed_pages_are_of_the_committed_rows():
+    assert [name for name in pages.names() if not pages.is_current(name)] == []
 
 
 def test_how_far_sources_are_apart_is_not_told_by_those_seeds_that_picked_them():
