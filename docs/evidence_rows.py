@@ -198,14 +198,13 @@ def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
     found = []
     for (name, values), p_differ, p_same in zip(sums.items(), differ, alike, strict=True):
         estimate = t_interval(sorted(values))
-        verdict = _verdict(claim.asks, estimate, p_differ, p_same, margin)
         differs = p_differ < ALPHA and not estimate.holds(0.0)
+        verdict = _verdict(claim.asks, estimate, differs, p_same < ALPHA, margin)
         found.append(Answer(name, estimate, verdict, differs, smallest_difference(stdev(values), len(values))))
     return found
 
 
-def _verdict(asks: str, estimate: Estimate, p_differ: float, p_same: float, margin: float) -> str:
-    is_same, differs = p_same < ALPHA, p_differ < ALPHA and not estimate.holds(0.0)
+def _verdict(asks: str, estimate: Estimate, differs: bool, is_same: bool, margin: float) -> str:
     if asks == "same":
         beyond = differs and not _overlaps(estimate, log(1 + margin))
         return "holds" if is_same else "does not hold here" if beyond else "cannot be told"

@@ -239,9 +239,7 @@ def _evaluations(file: PlanFile) -> Iterator[Evaluation]:
             if not isinstance(given, dict):
                 raise ConfigError(f"{given!r} is no mapping; write `- perplexity: alpaca` or `- tasks: arc_easy,piqa`")
             file.check_keys(given, [f.name for f in fields(Evaluation)], "an evaluation", "evaluations", i)
-            if "tasks" in given and (
-                idle := next((key for key in ("seq_len", "bos", "against") if key in given), None)
-            ):
+            if "tasks" in given and (idle := next((key for key in _OF_PERPLEXITY if key in given), None)):
                 raise ConfigError(f"{idle} is for perplexity, and tasks have none of it: leave it out")
             made = Evaluation(**given)
             for text in made.texts:
