@@ -15,7 +15,7 @@ from statistics import mean, stdev
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
 from evidence_pages import pages_list  # noqa: E402, F401  (printed by generate.py)
-from evidence_real import REAL, asked_of, real_claims, real_table, spreads_table  # noqa: E402, F401  (also for tests)
+from evidence_real import BESIDE, REAL, asked_of, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
 from evidence_rows import (  # noqa: E402
     FEWEST,
     REPOSITORY,
@@ -34,6 +34,7 @@ from evidence_rows import (  # noqa: E402
     table,
     told,
 )
+from evidence_spreads import TRAINED_HERE, growth_claims, spreads_table  # noqa: E402
 
 from calibrune.proxies import PROXIES  # noqa: E402
 from calibrune.uncertainty import rank_correlation, t_interval  # noqa: E402
@@ -242,15 +243,20 @@ def _compared(one: Answer | None) -> list[str]:
 def headline_table() -> str:
     """For the README: the study's claims that were asked here, with the verdict of each kind of model."""
     rows = []
-    titles = dict.fromkeys(title for title, _ in REAL.values())
-    asked = [("3 models trained here", known_claims()), *((title, real_claims(title)) for title in titles)]
+    asked = [("3 models trained here", [*known_claims(), *growth_claims(TRAINED_HERE)])]
+    asked += [(title, [*real_claims(title), *growth_claims([title])]) for title in published()]
     for model, found_of in asked:
         for claim, found in found_of:
             if claim.headline:
                 ends = sorted(found, key=lambda one: one.estimate.value)
-                said = " to ".join(told(one) for one in (ends[:1] + ends[-1:])[: len(ends)])
+                said = " to ".join(f"{told(one)} ({_short(one, model)})" for one in (ends[:1] + ends[-1:])[: len(ends)])
                 rows.append([claim.headline, model, overall(found), said])
     return table(["claim", "on", "verdict", "difference, with 95% interval"], rows)
+
+
+def _short(one: Answer, model: str) -> str:
+    """What a sum is called beside the model's name; Wanda goes without saying."""
+    return one.name.replace(f"{model}, ", "").removeprefix("wanda, ")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -264,11 +270,10 @@ def main(arguments: Sequence[str]) -> int:
     elif given.restore:
         print(f"{restore(given.restore)} rows restored to {given.restore}")
     else:
-        known, real = known_claims(), real_claims()
+        known, real = known_claims(), [*real_claims(), *growth_claims()]
         print("\n\n".join([models_table(), claims_table(known), sources_table(), details(known)]))
         print("\n\n".join([ablations_table(), proxies_table(), best_text(), claims_table(real), real_table()]))
-        print("\n" + spreads_table())
-        print("\n" + headline_table())
+        print("\n" + spreads_table() + "\n\n" + headline_table())
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import exp, log
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import stdev
 from typing import Any, NamedTuple
 
 import yaml
@@ -24,7 +24,7 @@ from calibrune.study.results import Results  # noqa: E402
 from calibrune.study.scores import MEAN, Measure, Scores, read_scores  # noqa: E402
 from calibrune.uncertainty import Estimate, equivalence, holm, smallest_difference, t_interval  # noqa: E402
 from calibrune.uncertainty.estimate import scipy  # noqa: E402
-from examples.known_pretraining.claims import Claim, How, On, Terms, of  # noqa: E402
+from examples.known_pretraining.claims import Claim, How, Terms  # noqa: E402
 
 RESULTS = REPOSITORY / "results"
 PLANS = REPOSITORY / "plans/evidence"
@@ -191,7 +191,11 @@ Judged = Sequence[tuple[Claim, list[Answer]]]
 
 def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
     """The sums that have seeds enough, each judged among the others of its claim."""
-    sums = {name: cells.sum(terms) for name, terms in claim.sums.items()}
+    return judge({name: cells.sum(terms) for name, terms in claim.sums.items()}, claim.asks, margin)
+
+
+def judge(sums: Mapping[str, Sequence[float]], asks: str, margin: float) -> list[Answer]:
+    """Those that have seeds enough, by their values over seeds."""
     sums = {name: values for name, values in sums.items() if len(values) >= FEWEST and stdev(values) > ROUNDING}
     differ = holm([float(scipy("stats").ttest_1samp(values, 0.0).pvalue) for values in sums.values()])
     alike = holm([equivalence([0.0] * len(one), one, log(1 + margin)).p_value for one in sums.values()])
@@ -199,7 +203,7 @@ def answers(claim: Claim, cells: Cells, margin: float) -> list[Answer]:
     for (name, values), p_differ, p_same in zip(sums.items(), differ, alike, strict=True):
         estimate = t_interval(sorted(values))
         differs = p_differ < ALPHA and not estimate.holds(0.0)
-        verdict = _verdict(claim.asks, estimate, differs, p_same < ALPHA, margin)
+        verdict = _verdict(asks, estimate, differs, p_same < ALPHA, margin)
         found.append(Answer(name, estimate, verdict, differs, smallest_difference(stdev(values), len(values))))
     return found
 
@@ -208,7 +212,7 @@ def _verdict(asks: str, estimate: Estimate, differs: bool, is_same: bool, margin
     if asks == "same":
         beyond = differs and not _overlaps(estimate, log(1 + margin))
         return "holds" if is_same else "does not hold here" if beyond else "cannot be told"
-    if differs and estimate.value < 0:
+    if differs and (estimate.value < 0) == (asks == "lower"):
         return "holds, by less than the margin" if is_same else "holds"
     return "does not hold here" if differs or is_same else "cannot be told"
 
@@ -231,25 +235,6 @@ def judged(name: str, asked: Sequence[Claim]) -> Judged:
     plan, cells = study(name)
     found = [(claim, answers(claim, cells, plan.margin)) for claim in asked]
     return [(claim, one) for claim, one in found if one]
-
-
-def spread(cells: Cells, names: Sequence[str], how: How, on: On) -> list[str]:
-    """How many calibrations were measured, how far the worst is from the best, and seeds; [] if that is unknown.
-
-    Which is the worst and which the best is decided for each half of the seeds by the other half: the largest of
-    several means that scatter is further from the smallest than any two sources need be.
-    """
-    by_name = {name: cells.by_seed(of(name, how, on)) for name in names}
-    by_name = {name: values for name, values in by_name.items() if len(values) >= 2 * FEWEST}
-    if len(by_name) < FEWEST:
-        return []
-    seeds = sorted(set.intersection(*map(set, by_name.values())))
-    halves, found = (seeds[::2], seeds[1::2]), []
-    for half, other in (halves, halves[::-1]):
-        means = {name: mean(values[seed] for seed in other) for name, values in by_name.items()}
-        worst, best = (by_name[pick(means, key=means.__getitem__)] for pick in (max, min))
-        found += [worst[seed] - best[seed] for seed in half]
-    return [str(len(by_name)), shown(t_interval(found)), str(len(seeds))]
 
 
 def overall(found: Sequence[Answer]) -> str:

@@ -42,7 +42,9 @@ PAGES = {
     "real claims": "docs/evidence.md",
     "real sources": "docs/evidence.md",
     "real details": "docs/evidence.md",
-    "real spreads": "docs/evidence.md",
+    "spreads": "docs/evidence.md",
+    "growth": "docs/evidence.md",
+    "growth details": "docs/evidence.md",
     "study pages": "docs/evidence.md",
     "evidence": "README.md",
 }
@@ -203,7 +205,9 @@ def texts_from_code() -> dict[str, str]:
         "real claims": evidence.claims_table(evidence.real_claims()),
         "real sources": evidence.real_table(),
         "real details": evidence.details(evidence.real_claims()),
-        "real spreads": evidence.spreads_table(),
+        "spreads": evidence.spreads_table(),
+        "growth": evidence.claims_table(evidence.growth_claims()),
+        "growth details": evidence.details(evidence.growth_claims()),
         "study pages": evidence.pages_list(),
         "evidence": evidence.headline_table(),
     }

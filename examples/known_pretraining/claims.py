@@ -39,8 +39,8 @@ class Claim:
 
     says: str
     sums: Mapping[str, Terms]
-    """By what they are called; each is below 0 where the claim is true, or near 0 where it asks for `same`."""
-    asks: Literal["lower", "same"] = "lower"
+    """By what they are called; each is below 0 where the claim is true, or above or near 0, as it asks."""
+    asks: Literal["lower", "higher", "same"] = "lower"
     headline: str = ""
     """What it is called in the README's table, if it is there."""
 

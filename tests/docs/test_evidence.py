@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("evidence", REPOSITORY / "docs" / "evidence.py")
 evidence = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evidence)
-rows, pages = sys.modules["evidence_rows"], sys.modules["evidence_pages"]
+rows, pages, spreads = (sys.modules[f"evidence_{name}"] for name in ("rows", "pages", "spreads"))
 
 SEEDS = 3
 LETTERS = list("abcdefgh")
@@ -197,14 +197,29 @@ def test_the_best_recipe_is_chosen_by_some_seeds_and_judged_by_others(ablated):
     assert "temperature=1.0" in of_all
 
 
-def test_claims_about_published_models_are_about_runs_of_their_plans():
+def test_claims_about_published_models_are_about_runs_of_a_plan():
     plans = {name: read_plan(rows.PLANS / f"{name}.yaml") for name in evidence.REAL}
     runs = {place_of(one) for plan in plans.values() for one in plan.runs}
-    for name in evidence.REAL:
-        for claim in evidence.asked_of(*evidence.REAL[name]):
-            for terms in claim.sums.values():
-                assert {(term.model, term.calibration, term.how) for term in terms} <= runs
-                assert sum(term.weight for term in terms) == pytest.approx(0)
+    model = evidence.REAL["smollm2"][1]
+    for claim in evidence.asked_of(*evidence.REAL["smollm2"]):
+        for terms in claim.sums.values():
+            assert {(term.model, term.calibration, term.how) for term in terms} <= runs
+            assert sum(term.weight for term in terms) == pytest.approx(0)
+    # of the others' plans each has what the claims in the README compare
+    for other in {model for _, model in evidence.REAL.values()} - {model}:
+        measured = {calibration for name, calibration, _ in runs if name == other}
+        assert {"c4", "random", "selfgen", "selfgen-plain", "wikipedia"} <= measured
+
+
+def test_the_plans_own_grid_carries_the_claims_and_what_is_beside_it_is_judged_apart():
+    title, model = evidence.REAL["smollm2"]
+    claims = {one.says: one for one in evidence.asked_of(title, model)}
+    main, beside = (claims[f"Self-generated text is better than C4{name}"] for name in ("", evidence.BESIDE))
+    assert list(main.sums) == [f"{title}, {how}, {text}" for how in ("60%", "2:4") for text in ("alpaca", "wikitext2")]
+    assert len(beside.sums) > 20
+    assert not set(main.sums) & set(beside.sums)
+    assert main.headline
+    assert not beside.headline
 
 
 def place_of(run):
@@ -272,12 +287,36 @@ def test_how_far_sources_are_apart_is_not_told_by_those_seeds_that_picked_them()
             return noise[terms[0].calibration]
 
     how, on = evidence.How("wanda", "60%"), {"m": ("d",)}
-    n, interval, seeds = rows.spread(Alike(), LETTERS, how, on)
-    low, high = (float(x) for x in re.findall(r"[-+][\d.]+", interval)[1:])
-    assert (n, seeds) == ("8", "40")
-    assert low < 0 < high  # they do not differ, though the largest mean is far above the smallest
+    kept, (found,) = spreads.spreads(Alike(), LETTERS, [how], on)
+    assert (kept, sorted(found)) == (LETTERS, list(range(40)))
+    # they do not differ, though the largest mean is far above the smallest
+    assert evidence.t_interval(list(found.values())).holds(0.0)
     noise[LETTERS[0]] = {seed: value + 0.5 for seed, value in noise[LETTERS[0]].items()}
-    assert float(re.findall(r"[-+][\d.]+", rows.spread(Alike(), LETTERS, how, on)[1])[1]) > 40
+    assert evidence.t_interval(list(spreads.spreads(Alike(), LETTERS, [how], on)[1][0].values())).low > 0.4
+
+
+def test_how_far_sources_are_apart_is_compared_between_ways_by_what_both_have():
+    chance = random.Random(5)
+    scale = {"60%": 1.0, "70%": 3.0}
+
+    class Growing:
+        def by_seed(self, terms):
+            name, pattern = terms[0].calibration, terms[0].how.pattern
+            if name == "h" and pattern == "70%":
+                return {}
+            seeds = range(10 if pattern == "60%" else 6)
+            return {seed: scale[pattern] * 0.1 * LETTERS.index(name) + chance.gauss(0, 1e-3) for seed in seeds}
+
+    low, high = (evidence.How("wanda", pattern) for pattern in scale)
+    kept, found = spreads.spreads(Growing(), LETTERS, [high, low], {"m": ("d",)})
+    assert kept == LETTERS[:-1]
+    assert [list(one) for one in found] == [list(range(6))] * 2
+    more = [found[0][seed] - found[1][seed] for seed in found[0]]
+    (answer,) = rows.judge({"70% less 60%": more}, "higher", 0.01)
+    assert answer.estimate.value == pytest.approx(1.2, abs=0.02)
+    assert answer.verdict == "holds"
+    assert rows.judge({"60% less 70%": [-one for one in more]}, "higher", 0.01)[0].verdict == "does not hold here"
+    assert spreads.spreads(Growing(), LETTERS[:2], [high, low], {"m": ("d",)}) == ([], [])
 
 
 def test_the_plan_reads_the_files_that_the_splits_write():
