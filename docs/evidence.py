@@ -15,7 +15,7 @@ from statistics import mean, stdev
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
 from evidence_pages import pages_list  # noqa: E402, F401  (printed by generate.py)
-from evidence_real import BESIDE, REAL, asked_of, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
+from evidence_real import BESIDE, OVER_ALL, REAL, asked_of, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
 from evidence_rows import (  # noqa: E402
     FEWEST,
     REPOSITORY,

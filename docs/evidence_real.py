@@ -26,6 +26,11 @@ WAYS = [
 MAIN = [how for how in WAYS if how.propagation == "dense" and how.pruner == "wanda" and how.pattern in ("60%", "2:4")]
 """The plans' own grid, which carries the claims; the other ways are judged among themselves."""
 BESIDE = ", under other patterns and methods"
+AVERAGED = [
+    *(How("wanda", pattern, "dense") for pattern in ("50%", "60%", "70%", "2:4", "4:8")),
+    *(How(name, "60%", "dense") for name in ("sparsegpt", "dsnot", "wanda + owl")),
+]
+OVER_ALL = f", on average over {len(AVERAGED)} ways to prune"
 BEGINNINGS = {
     "selfgen-bos": "with nothing",
     "selfgen-chat": "as a chat",
@@ -57,8 +62,26 @@ def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequenc
     def every(one: str | None, among: Sequence[How]) -> dict[str, Terms]:
         return {f"{name}, {way}": terms for name in CORPORA for way, terms in each(one, name, among).items()}
 
+    def over_all(one: str, other: str) -> dict[str, Terms]:
+        by_text = {
+            text: [
+                term._replace(weight=term.weight / len(AVERAGED))
+                for how in AVERAGED
+                for term in less(one, other, how, {model: (text,)})
+            ]
+            for text in texts
+        }
+        if texts == TEXTS:
+            both = [term for terms in by_text.values() for term in terms]
+            by_text["both texts"] = [term._replace(weight=term.weight / len(TEXTS)) for term in both]
+        return {f"{title}, {text}": terms for text, terms in by_text.items()}
+
     def asked(says: str, one: str, other: str, headline: str = "") -> list[Claim]:
-        return [Claim(says, each(one, other, main), headline=headline), Claim(says + BESIDE, each(one, other, beside))]
+        return [
+            Claim(says, each(one, other, main), headline=headline),
+            Claim(says + OVER_ALL, over_all(one, other), headline=headline and headline + OVER_ALL),
+            Claim(says + BESIDE, each(one, other, beside)),
+        ]
 
     own, plainly = "Self-generated text is better than", "Plainly sampled, self-generated text is better than C4"
     of_sampling = "The study's way to sample is better than plain sampling"

@@ -220,6 +220,9 @@ def test_the_plans_own_grid_carries_the_claims_and_what_is_beside_it_is_judged_a
     assert not set(main.sums) & set(beside.sums)
     assert main.headline
     assert not beside.headline
+    mean = claims[f"Self-generated text is better than C4{evidence.OVER_ALL}"].sums[f"{title}, alpaca"]
+    assert {(term.calibration, term.weight) for term in mean} == {("selfgen", 1 / 8), ("c4", -1 / 8)}
+    assert len({term.how for term in mean}) == 8
 
 
 def place_of(run):
