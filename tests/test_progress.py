@@ -1,5 +1,6 @@
 """Progress goes to stderr, only where somebody looks, and never in the way of the items."""
 
+import gc
 import io
 import logging
 import re
@@ -121,3 +122,20 @@ def test_what_is_said_of_an_error_begins_a_line(capsys):
     finally:
         show_progress(None)
     assert "wrong" in capsys.readouterr().err.splitlines()
+
+
+def test_a_bar_that_is_interrupted_while_it_is_made_says_nothing_when_it_is_collected(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    show_progress(True)
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(progress.tqdm, "_get_free_pos", interrupted)
+    with pytest.raises(KeyboardInterrupt) as interruption:
+        progress_bar("blocks", total=3)
+    close_bars()
+    del interruption
+    gc.collect()
+    assert unraisable == []
+    assert "Traceback" not in capsys.readouterr().err

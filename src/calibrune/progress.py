@@ -28,6 +28,13 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, uni
             bar.update()
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that can be interrupted at any time, while it is made too."""
+
+    # tqdm sets it last of what closing needs: collected before that, a bar would print a traceback of its own
+    pos = 0
+
+
 def progress_bar(description: str, *, total: int | None = None, unit: str = "it") -> "tqdm[Never]":
     """A bar to be updated by hand: `bar.update(n)`."""
     terminal = sys.stderr.isatty()
@@ -35,7 +42,7 @@ def progress_bar(description: str, *, total: int | None = None, unit: str = "it"
     # a log file gets a line every ten seconds, not ten a second
     pace = 0.1 if terminal else 10.0
     # a bar inside another one is gone when it is done: one batch after the other would fill the screen with them
-    return tqdm(
+    return _Bar(
         desc=plain(description),
         total=total,
         unit=unit,

@@ -1,0 +1,86 @@
+"""How far corpora are apart, and whether they are further at higher sparsity: part of docs/evidence.md."""
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+
+from evidence_real import CORPORA, REAL, TEXTS, WAYS, called
+from evidence_rows import FEWEST, Cells, Judged, judge, shown, study, table
+
+from calibrune.uncertainty import t_interval
+from examples.known_pretraining.claims import CORPORA as DOMAINS
+from examples.known_pretraining.claims import OWN_OF_ALL, Claim, How, On, of
+
+KNOWN = "known-pretraining"
+GROWTH = "Which corpus it is matters more at higher sparsity, and under N:M"
+STEPS = (("60%", "50%"), ("70%", "60%"), ("2:4", "50%"), ("4:8", "50%"))
+TRAINED_HERE = [f"`{model}`" for model in OWN_OF_ALL]
+Spread = dict[int, float]
+
+
+def spreads(cells: Cells, names: Sequence[str], ways: Sequence[How], on: On) -> tuple[list[str], list[Spread]]:
+    """How far the worst calibration is from the best, by way to prune and seed, and which calibrations were compared.
+
+    They and the seeds are those that all ways have. Which is the worst and which the best is decided for each half of
+    the seeds by the other half: the largest of several means that scatter is further from the smallest than any two
+    sources need be. Without three calibrations of six seeds nothing is said.
+    """
+    measured = [{name: cells.by_seed(of(name, how, on)) for name in names} for how in ways]
+    kept = [name for name in names if all(len(by_name[name]) >= 2 * FEWEST for by_name in measured)]
+    if len(kept) < FEWEST:
+        return [], []
+    seeds = sorted(set.intersection(*(set(by_name[name]) for by_name in measured for name in kept)))
+    if len(seeds) < 2 * FEWEST:
+        return [], []
+    halves = (seeds[::2], seeds[1::2])
+    found = []
+    for by_name in measured:
+        spread = {}
+        for half, other in (halves, halves[::-1]):
+            means = {name: mean(by_name[name][seed] for seed in other) for name in kept}
+            worst, best = (by_name[pick(means, key=means.__getitem__)] for pick in (max, min))
+            spread |= {seed: worst[seed] - best[seed] for seed in half}
+        found.append(dict(sorted(spread.items())))
+    return kept, found
+
+
+def spreads_table() -> str:
+    """What could be gained by the right choice of a corpus."""
+    rows = []
+    for title, text, cells, names, ways, on in _asked():
+        for how in ways:
+            kept, found = spreads(cells, names, [how], on)
+            for values in map(list, map(dict.values, found)):
+                apart = [str(len(kept)), shown(t_interval(values)), str(len(values))]
+                rows.append([title, called(how), text or "its own domains", *apart])
+    return table(["model", "pruned by", "measured on", "corpora", "highest less lowest", "seeds"], rows)
+
+
+def growth_claims(only: Sequence[str] | None = None) -> Judged:
+    """Whether corpora are further apart where more is pruned, each model by itself; of those called so, or of all."""
+    together: dict[str, dict[str, list[float]]] = {}
+    for title, text, cells, names, ways, on in _asked():
+        if only is not None and title not in only:
+            continue
+        by_pattern = {how.pattern: how for how in ways if how.pruner == "wanda"}
+        for high, low in STEPS:
+            if high in by_pattern and low in by_pattern:
+                kept, found = spreads(cells, names, [by_pattern[high], by_pattern[low]], on)
+                if found:
+                    more = [found[0][seed] - found[1][seed] for seed in found[0]]
+                    name = ", ".join(filter(None, (title, f"{high} less {low}", text, f"{len(kept)} corpora")))
+                    together.setdefault(title, {})[name] = more
+    margin = study(KNOWN)[0].margin
+    found = [answer for sums in together.values() for answer in judge(sums, "higher", margin)]
+    return [(Claim(GROWTH, {}, "higher", GROWTH), found)] if found else []
+
+
+def _asked() -> Iterator[tuple[str, str, Cells, Sequence[str], Sequence[How], On]]:
+    """Model, text, cells, corpora and ways, of each kind of model."""
+    known = [How("wanda", pattern) for pattern in ("50%", "60%", "70%", "2:4")]
+    for title, (model, domains) in zip(TRAINED_HERE, OWN_OF_ALL.items(), strict=True):
+        yield title, "", study(KNOWN)[1], DOMAINS, known, {model: domains}
+    for name, (title, model) in REAL.items():
+        if not name.endswith("-tasks"):
+            ways = [how for how in WAYS if how.propagation == "dense"]
+            for text in TEXTS:
+                yield title, text, study(name)[1], CORPORA, ways, {model: (text,)}
