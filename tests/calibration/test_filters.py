@@ -73,6 +73,12 @@ def test_an_endless_corpus_is_read_group_by_group():
     assert next(endless).id == "10"
 
 
+def test_where_none_goes_by_its_rank_none_waits_for_others():
+    endless = (Document("text", str(i), perplexity=float(i)) for i in count())
+    assert next(PerplexityFilter(drop_highest=0.0, max_perplexity=9.0).keep(endless, Counter())).id == "0"
+    assert next(endless).id == "1"
+
+
 def test_documents_without_a_perplexity_are_an_error_that_says_what_to_do():
     with pytest.raises(CalibrationError, match="'toy:1' has none: calibrate on self-generated text"):
         kept_rows(PerplexityFilter(), scored(2.0, None))

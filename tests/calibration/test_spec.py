@@ -205,6 +205,13 @@ def test_text_that_the_model_writes_itself(here, lm):
     assert made.dropped["perplexity among the highest 0.25"] >= 2
 
 
+def test_of_texts_that_the_model_writes_the_most_varied_stay_and_enough_are_written_for_it(here, lm):
+    spec = "selfgen:preset=plain:prompts=bos:batch_size=16:drop_alike=0.75:variety_among=16"
+    made = build_calibration(spec, lm, n_samples=4, seq_len=16)
+    assert [one["kind"] for one in made.manifest["filters"]] == ["VarietyFilter", "PerplexityFilter"]
+    assert (made.manifest["documents_looked_at"], made.dropped) == (16, {"fewest new words, of 0.75": 12})
+
+
 def test_the_defaults_of_self_generation_are_those_of_the_study(here, lm):
     made = build_calibration("selfgen:n_texts=40", lm, n_samples=2)
     source = made.manifest["source"]

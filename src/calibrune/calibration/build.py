@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from calibrune.calibration.calibration_set import CalibrationSet, check_length
-from calibrune.calibration.filters import Filter, PerplexityFilter, Remark, describe_filter
+from calibrune.calibration.filters import ByGroup, Filter, Remark, describe_filter
 from calibrune.calibration.mixture import Mixture
 from calibrune.calibration.tokenizers import describe_tokenizer
 from calibrune.calibration.windows import GIVE_UP_AFTER, CutWindows, Frame, Placed, Windows, cut_windows
@@ -243,9 +243,9 @@ def _expecting(corpus: Corpus, filters: Sequence[Filter], n_samples: int, recipe
             )
     kept, group = 1.0, 1
     for one in filters:
-        if isinstance(one, PerplexityFilter):
-            kept *= 1 - one.drop_highest - one.drop_lowest
-            group = max(group, one.among or corpus.n_texts or 1)
+        if isinstance(one, ByGroup):
+            kept *= one.share_kept
+            group = max(group, one.group or corpus.n_texts or 1)
     return corpus.expecting(Reader(tokens, kept, group))
 
 

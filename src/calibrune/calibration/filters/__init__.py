@@ -2,11 +2,12 @@
 
 from calibrune.calibration.filters.contamination import ContaminationFilter
 from calibrune.calibration.filters.duplicates import DuplicateFilter
-from calibrune.calibration.filters.filter import Filter, Remark, describe_filter
+from calibrune.calibration.filters.filter import ByGroup, Filter, Remark, describe_filter
 from calibrune.calibration.filters.language import LanguageFilter
 from calibrune.calibration.filters.length import LengthFilter
 from calibrune.calibration.filters.perplexity import PerplexityFilter
 from calibrune.calibration.filters.repetition import RepetitionFilter
+from calibrune.calibration.filters.variety import VarietyFilter
 
 FILTERS: dict[str, type[Filter]] = {
     "length": LengthFilter,
@@ -14,12 +15,14 @@ FILTERS: dict[str, type[Filter]] = {
     "language": LanguageFilter,
     "duplicates": DuplicateFilter,
     "contamination": ContaminationFilter,
+    "variety": VarietyFilter,
     "perplexity": PerplexityFilter,
 }
 """In the order in which documents of a SPEC meet them: what costs most comes last."""
 
 __all__ = [
     "FILTERS",
+    "ByGroup",
     "ContaminationFilter",
     "DuplicateFilter",
     "Filter",
@@ -28,5 +31,6 @@ __all__ = [
     "PerplexityFilter",
     "Remark",
     "RepetitionFilter",
+    "VarietyFilter",
     "describe_filter",
 ]

@@ -35,6 +35,19 @@ class Remark(Protocol):
         """What the manifest should say of this document, as JSON; None: nothing."""
 
 
+@runtime_checkable
+class ByGroup(Protocol):
+    """What a filter has besides, when it compares documents in groups: so it is known how many must be written."""
+
+    @property
+    def share_kept(self) -> float:
+        """Of the documents that come."""
+
+    @property
+    def group(self) -> int | None:
+        """Documents that are compared with each other; None: all."""
+
+
 def describe_filter(one: Filter) -> dict[str, Any]:
     """A filter's own record where it has one, else its kind and its settings."""
     if hasattr(one, "describe"):

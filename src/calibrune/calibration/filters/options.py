@@ -17,6 +17,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "language": {"language": None},
     "duplicates": {"dedup": None},
     "contamination": {"evals": None},
+    "variety": {"drop_alike": 0.0},
     "perplexity": {"drop_highest": 0.0, "drop_lowest": 0.0, "min_perplexity": None, "max_perplexity": None},
 }
 """The options that put each filter to work in a SPEC, with the values that do not."""

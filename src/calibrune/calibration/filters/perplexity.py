@@ -60,6 +60,16 @@ class PerplexityFilter:
         if self.rescore and self.scorer is None:
             raise ConfigError("rescore=True needs a scorer: give one, or use the recorded perplexities")
 
+    @property
+    def share_kept(self) -> float:
+        """Of the documents that come, but for fixed bounds, which nobody knows beforehand."""
+        return 1 - self.drop_highest - self.drop_lowest
+
+    @property
+    def group(self) -> int | None:
+        """Documents that are compared with each other: where none goes by its rank, none waits for others."""
+        return self.among if self.drop_highest or self.drop_lowest else 1
+
     def describe(self) -> dict[str, Any]:
         """The settings as JSON; bounds and the scorer only where there are such."""
         said = {
@@ -79,7 +89,7 @@ class PerplexityFilter:
             CalibrationError: a document has no recorded perplexity, and there is no scorer.
         """
         scored = self._comparable(documents, dropped)
-        while group := list(islice(scored, self.among)):
+        while group := list(islice(scored, self.group)):
             n_highest, n_lowest = int(self.drop_highest * len(group)), int(self.drop_lowest * len(group))
             perplexities = [perplexity for _, perplexity in group]
             # a stable sort leaves equal ones in their order, so the cut takes the later ones
