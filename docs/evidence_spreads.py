@@ -1,18 +1,22 @@
 """How far corpora are apart, and whether they are further at higher sparsity: part of docs/evidence.md."""
 
 from collections.abc import Iterator, Sequence
+from math import exp, log
 from statistics import mean
 
 from evidence_real import CORPORA, REAL, TEXTS, WAYS, called
 from evidence_rows import FEWEST, Cells, Judged, judge, shown, study, table
 
 from calibrune.uncertainty import t_interval
+from examples.known_pretraining.claims import AFTER, OWN_OF_ALL, Claim, How, On, of
 from examples.known_pretraining.claims import CORPORA as DOMAINS
-from examples.known_pretraining.claims import OWN_OF_ALL, Claim, How, On, of
 
 KNOWN = "known-pretraining"
-GROWTH = "Which corpus it is matters more at higher sparsity, and under N:M"
-STEPS = (("60%", "50%"), ("70%", "60%"), ("2:4", "50%"), ("4:8", "50%"))
+STEPS = {
+    f"Which corpus it is matters more at higher sparsity {AFTER}": (("60%", "50%"), ("70%", "60%")),
+    f"Which corpus it is matters more under N:M than at 50% {AFTER}": (("2:4", "50%"), ("4:8", "50%")),
+}
+"""Claims, and the ways to prune that each compares."""
 TRAINED_HERE = [f"`{model}`" for model in OWN_OF_ALL]
 Spread = dict[int, float]
 
@@ -50,28 +54,35 @@ def spreads_table() -> str:
         for how in ways:
             kept, found = spreads(cells, names, [how], on)
             for values in map(list, map(dict.values, found)):
-                apart = [str(len(kept)), shown(t_interval(values)), str(len(values))]
+                apart = [str(len(kept)), shown(t_interval(values)), str(len(values)), _cost(cells, kept, how, on)]
                 rows.append([title, called(how), text or "its own domains", *apart])
-    return table(["model", "pruned by", "measured on", "corpora", "highest less lowest", "seeds"], rows)
+    columns = ["model", "pruned by", "measured on", "corpora", "highest less lowest", "seeds", "pruning costs"]
+    return table(columns, rows)
 
 
-def growth_claims(only: Sequence[str] | None = None) -> Judged:
-    """Whether corpora are further apart where more is pruned, each model by itself; of those called so, or of all."""
-    together: dict[str, dict[str, list[float]]] = {}
+def _cost(cells: Cells, names: Sequence[str], how: How, on: On) -> str:
+    """How much perplexity, on average over calibrations."""
+    pruned = mean(mean(cells.sum(of(name, how, on))) for name in names)
+    dense = mean(log(cells.dense[model][domain]) for model, domains in on.items() for domain in domains)
+    return f"{100 * (exp(pruned - dense) - 1):+.0f}%"
+
+
+def growth_claims() -> Judged:
+    """Whether corpora are further apart where more is pruned, or in blocks; all models together."""
+    sums: dict[str, dict[str, list[float]]] = {says: {} for says in STEPS}
     for title, text, cells, names, ways, on in _asked():
-        if only is not None and title not in only:
-            continue
         by_pattern = {how.pattern: how for how in ways if how.pruner == "wanda"}
-        for high, low in STEPS:
-            if high in by_pattern and low in by_pattern:
-                kept, found = spreads(cells, names, [by_pattern[high], by_pattern[low]], on)
-                if found:
-                    more = [found[0][seed] - found[1][seed] for seed in found[0]]
-                    name = ", ".join(filter(None, (title, f"{high} less {low}", text, f"{len(kept)} corpora")))
-                    together.setdefault(title, {})[name] = more
+        for says, steps in STEPS.items():
+            for high, low in steps:
+                if high in by_pattern and low in by_pattern:
+                    kept, found = spreads(cells, names, [by_pattern[high], by_pattern[low]], on)
+                    if found:
+                        more = [found[0][seed] - found[1][seed] for seed in found[0]]
+                        name = ", ".join(filter(None, (title, f"{high} less {low}", text, f"{len(kept)} corpora")))
+                        sums[says][name] = more
     margin = study(KNOWN)[0].margin
-    found = [answer for sums in together.values() for answer in judge(sums, "higher", margin)]
-    return [(Claim(GROWTH, {}, "higher", GROWTH), found)] if found else []
+    judged = [(Claim(says, {}, "higher", says), judge(found, "higher", margin)) for says, found in sums.items()]
+    return [(claim, found) for claim, found in judged if found]
 
 
 def _asked() -> Iterator[tuple[str, str, Cells, Sequence[str], Sequence[How], On]]:

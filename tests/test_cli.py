@@ -278,9 +278,9 @@ def test_a_real_process_does_the_same(here, tmp_path):
 
 def test_help_is_at_once_and_shows_examples():
     code = (
-        "import sys, time; start = time.perf_counter(); sys.argv = ['calibrune', {verb!r}, '--help']\n"
+        "import sys; sys.argv = ['calibrune', {verb!r}, '--help']\n"
         "try:\n    from calibrune.cli import main; main()\n"
-        "finally:\n    print(int('torch' in sys.modules), time.perf_counter() - start)"
+        "finally:\n    print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     for verb in VERBS:
         process = subprocess.run(
@@ -289,9 +289,7 @@ def test_help_is_at_once_and_shows_examples():
         )  # fmt: skip
         *said, last = process.stdout.strip().splitlines()
         assert f"calibrune {verb}" in "\n".join(said).partition("Examples:")[2]
-        torch_there, seconds = last.split()
-        assert torch_there == "0"
-        assert float(seconds) < 1
+        assert last == "[]"  # what makes a start slow is not loaded
 
 
 def test_alone_it_prints_its_help_and_says_its_version():

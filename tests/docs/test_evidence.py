@@ -7,6 +7,7 @@ import re
 import sys
 from math import exp, log
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("evidence", REPOSITORY / "docs" / "evidence.py")
 evidence = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evidence)
-rows, pages, spreads = (sys.modules[f"evidence_{name}"] for name in ("rows", "pages", "spreads"))
+rows, pages, spreads, fresh = (sys.modules[f"evidence_{name}"] for name in ("rows", "pages", "spreads", "fresh"))
 
 SEEDS = 3
 LETTERS = list("abcdefgh")
@@ -88,9 +89,8 @@ def test_being_like_the_training_the_text_and_being_good_come_apart(cells):
 def test_what_is_not_so_is_said_not_to_hold(cells):
     assert answer(cells, "c4 is better than random", "wanda, 60%").verdict == "holds"
     # nothing was put in that grows with sparsity
-    assert answer(cells, "Being like the pre-training data counts for more at", "wanda, 2:4 less 50%").verdict == (
-        "does not hold here"
-    )
+    growing = answer(cells, "Being like the pre-training data counts for more under", "wanda, 2:4 less 50%")
+    assert growing.verdict == "does not hold here, the same within the margin"
     read = answer(cells, "The very documents", "wanda, 60%")
     assert read.estimate.value == pytest.approx(-TRAINING - 2 / 3 * TEXT - QUALITY / 3, abs=2e-3)
     assert read.verdict == "does not hold here"  # nothing was put in for a model's own documents
@@ -137,6 +137,11 @@ def test_rows_are_collected_added_to_and_restored(plan, tmp_path):
     again = tmp_path / "again" / study.name
     assert (evidence.collect(study, results), evidence.restore(again, results)) == (file, 4)
     assert evidence.restore(again, results) == 0
+    # what was put back, and what was done beside it, is collected as it was
+    (again / "plan.yaml").write_text("name: known-pretraining\n")
+    collected = file.read_text()
+    assert evidence.collect(again, results).read_text() == collected
+    assert evidence.collect(again, tmp_path / "elsewhere").read_text() == collected
     ids = {row["id"] for row in Results(again).rows()}
     assert ids == {run.id for run in plan.runs[:4]}
     before, after = (read_scores(plan, one) for one in (Results(study), Results(again)))
@@ -320,6 +325,41 @@ def test_how_far_sources_are_apart_is_compared_between_ways_by_what_both_have():
     assert answer.verdict == "holds"
     assert rows.judge({"60% less 70%": [-one for one in more]}, "higher", 0.01)[0].verdict == "does not hold here"
     assert spreads.spreads(Growing(), LETTERS[:2], [high, low], {"m": ("d",)}) == ([], [])
+
+
+def test_what_was_chosen_by_some_draws_is_judged_by_the_others(monkeypatch):
+    chance = random.Random(6)
+
+    class Chosen:
+        def by_seed(self, terms):
+            assert {term.calibration for term in terms if term.weight > 0} == {"chat-half-c4"}
+            luck = -5.0 if {term.calibration for term in terms if term.weight < 0} == {"selfgen"} else 0.0
+            return {seed: (luck if seed in fresh.CHOSE else 0.1) + chance.gauss(0, 1e-3) for seed in range(9)}
+
+    monkeypatch.setattr(fresh, "study", lambda name: (SimpleNamespace(margin=0.01), Chosen()))
+    for claim, found in fresh.fresh_claims():
+        assert claim.headline
+        assert {one.verdict for one in found} == {"does not hold here"}
+        assert [one.estimate.n for one in found] == [6] * 10
+
+
+def test_all_models_that_answer_a_claim_are_judged_together():
+    for claim, found in (*evidence.real_claims(), *evidence.growth_claims()):
+        names = [one.name for one in found]
+        assert len(names) == len(set(names))
+        parts = [rows.of_models([(claim, found)], [title]) for title in (*evidence.published(), *evidence.TRAINED_HERE)]
+        assert sum(len(answers) for part in parts for _, answers in part) == len(found)
+    says = {claim.says: {one.name.split(",")[0] for one in found} for claim, found in evidence.real_claims()}
+    assert says["Self-generated text is better than C4"] == set(evidence.published())
+
+
+def test_the_texts_that_judge_it_had_no_part_in_choosing_it():
+    new, old = (read_plan(rows.PLANS / f"{name}.yaml") for name in ("smollm2-fresh", "smollm2"))
+    texts, chose = ({text for one in plan.evaluations for text in one.texts} for plan in (new, old))
+    assert [re.search(r"(\w+)\.jsonl\.gz", text)[1] for text in sorted(texts)] == sorted(fresh.FRESH)
+    assert not {text.split(":")[0] for text in texts} & {text.split(":")[0] for text in chose}
+    assert not {spec.seed for spec in new.runs if spec.calibration} & set(fresh.CHOSE)
+    assert {spec.calibration.name for spec in new.runs if spec.calibration} == {fresh.CHATS, *fresh.AGAINST}
 
 
 def test_the_plan_reads_the_files_that_the_splits_write():

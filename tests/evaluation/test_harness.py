@@ -60,7 +60,8 @@ def check_against_hflm(lm: LanguageModel, run) -> None:
 
     ours = SharedContextLM(lm).loglikelihood(run.instances)
     theirs = by_hflm(lm, run.instances)
-    assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], abs=1e-4)
+    # a sum of a hundred tokens is above a thousand with this model: float32, in which HFLM adds, has seven digits
+    assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], rel=5e-7, abs=1e-4)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
     documents: dict[int, list[int]] = {}
     for i, instance in enumerate(run.instances):
