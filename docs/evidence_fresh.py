@@ -33,7 +33,7 @@ def fresh_claims() -> Judged:
     for other, called in AGAINST.items():
         sums: dict[str, list[float]] = {}
         for name, texts in (("smollm2", TEXTS), ("smollm2-tasks", OTHERS)):
-            sums |= {f"{text}": _differences(study(name)[1], other, [text]) for text in texts}
+            sums |= {text: _differences(study(name)[1], other, [text]) for text in texts}
         plan, cells = study("smollm2-fresh")
         by_text = {f"{file}, {DIVERGENCE}": f"{called}, {DIVERGENCE}" for file, called in FRESH.items()}
         sums |= {called: _differences(cells, other, [text]) for text, called in by_text.items()}

@@ -20,8 +20,8 @@ class VarietyFilter:
     (Nemhauser, Wolsey and Fisher, 1978). A free choice among generated texts costs their writing: half dropped is
     twice as much to write.
 
-    That calibration data should be lexically varied is ZipCal's idea (Monaco et al., 2026, arXiv 2603.16105), whose
-    choice is another one.
+    That calibration data should be lexically varied is ZipCal's idea (2026, arXiv 2603.16105), whose choice is another
+    one.
     """
 
     drop_alike: float = Field(default=0.5, ge=0, lt=1)
