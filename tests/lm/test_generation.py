@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CONFIGS, VOCAB, from_config, tiny_model
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Mamba2Config, MambaConfig, OpenAIGPTConfig, cache_utils
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -124,6 +124,35 @@ def test_recorded_scores_equal_those_of_a_second_pass(kind):
         expected = logits.gather(1, ids[0, 1:, None])[text.prompt_length - 1 :, 0]
         torch.testing.assert_close(torch.tensor(text.log_probs).float(), expected, rtol=1e-4, atol=1e-4)
         assert math.isclose(text.perplexity, float(expected.mean().neg().exp()), rel_tol=1e-3)
+
+
+STATES = {
+    "mamba": MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "mamba2": Mamba2Config(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, head_dim=16, num_heads=4, n_groups=1
+    ),
+}
+"""Models that keep a state instead of keys and values."""
+
+
+@pytest.mark.skipif(
+    not hasattr(cache_utils, "LinearAttentionLayer"), reason="their states are no cache of transformers"
+)
+@pytest.mark.parametrize("at_once", [None, 2])
+@pytest.mark.parametrize("kind", STATES)
+def test_a_model_that_keeps_a_state_sees_all_that_came_before(kind, at_once):
+    model = from_config(STATES[kind]).eval()
+    for text in generate(model, PROMPTS, SEEDS, max_new_tokens=12, end_ids=(1,), pad_id=1, at_once=at_once):
+        with torch.no_grad():
+            logits = model(torch.tensor([text.token_ids])).logits[0, :-1].log_softmax(-1)
+        expected = logits.gather(1, torch.tensor(text.token_ids)[1:, None])[text.prompt_length - 1 :, 0]
+        torch.testing.assert_close(torch.tensor(text.log_probs).float(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_would_forget_what_it_wrote_is_refused():
+    model = from_config(OpenAIGPTConfig(vocab_size=VOCAB, n_embd=32, n_head=4, n_layer=2, n_positions=128))
+    with pytest.raises(ConfigError, match="OpenAIGPTLMHeadModel takes no cache"):
+        generate(model, PROMPTS, SEEDS, max_new_tokens=12)
 
 
 def test_a_text_ends_with_its_end_token_and_rows_that_are_done_leave_the_others_alone():

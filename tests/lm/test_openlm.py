@@ -22,7 +22,7 @@ from calibrune.lm.generation import Sampling, generate
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
 from calibrune.lm.likelihood import token_log_likelihoods
 from calibrune.lm.loading import LanguageModel, load_model
-from calibrune.lm.openlm import OpenLMConfig, register, rotary_tables
+from calibrune.lm.openlm import CACHE, OpenLMConfig, register, rotary_tables
 from calibrune.prune import PruneReport, prune_model
 from calibrune.pruners import Magnitude, Pruner, SparseGPT, Wanda
 
@@ -82,13 +82,14 @@ def test_logits_are_those_of_the_equations(attention):
     assert_close(logits(model, ids), plain_logits(ids))
 
 
-def test_token_by_token_with_a_cache_is_the_full_forward():
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_token_by_token_with_a_cache_is_the_full_forward(name):
     model, ids = tiny_openlm(), random_ids(2, 12)
     cache, steps = None, []
     for t in range(ids.shape[1]):
         with torch.no_grad():
-            output = model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+            output = model(input_ids=ids[:, t : t + 1], use_cache=True, **{name: cache})
+        cache = output[CACHE]
         steps.append(output.logits)
     assert_close(torch.cat(steps, dim=1), plain_logits(ids))
 

@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from calibrune.errors import ConfigError, RunError
+from calibrune.lm.cache import taking_cache
 from calibrune.lm.likelihood import evaluating, target_log_likelihoods
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,7 @@ def _score(
     """One forward of the rows after their prefix."""
     inputs: dict[str, Any] = {"input_ids": _padded([row.tokens[prefix:] for row in rows]).to(model.device)}
     if cache is not None:
-        inputs["past_key_values"] = cache
+        inputs |= taking_cache(model, cache)
     if not all(row.is_line for row in rows):
         mask, positions = _tree(rows, prefix, inputs["input_ids"].shape[1])
         blocked = torch.zeros(mask.shape, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
@@ -324,7 +325,7 @@ def _keys_and_values(model: PreTrainedModel, prefix: Sequence[int], batch_tokens
     body = model.base_model
     with evaluating(model):
         for ids in torch.split(torch.tensor([list(prefix)], device=model.device), batch_tokens, dim=1):
-            body(input_ids=ids, past_key_values=cache, use_cache=True)
+            body(input_ids=ids, **taking_cache(body, cache))
     shared = DynamicCache()
     shared.layers = [_SharedLayer(layer.keys, layer.values) for layer in cache.layers]
     return shared

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from calibrune.errors import ConfigError, RunError
-from calibrune.lm.growing_cache import GrowingLayer, can_begin_anew, growing_cache
+from calibrune.lm.cache import GrowingLayer, attends, can_begin_anew, growing_cache, taking_cache
 from calibrune.lm.loading import context_length
 from calibrune.progress import progress_bar
 from calibrune.settings import settings
@@ -88,7 +88,7 @@ def generate(
         at_once: texts in one forward, 1 or more; the place of one that is finished goes to the next prompt. None: all.
 
     Raises:
-        ConfigError: an empty prompt, or more tokens than the model's context holds.
+        ConfigError: an empty prompt, more tokens than the model's context holds, or a model without a cache.
         RunError: the model gives logits that are not numbers.
     """
     sampling = Sampling() if sampling is None else sampling
@@ -287,10 +287,13 @@ class _Batch:
         self._cache.batch_select_indices(rows.to(self._device))
 
     def _logits(self, ids: Tensor, cache: DynamicCache, mask: Tensor, positions: Tensor) -> Tensor:
-        options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        if not mask.all():  # without padding no mask is needed, and attention is faster without one
+        options: dict[str, object] = {"logits_to_keep": 1}
+        # without padding no mask is needed, and attention is faster without one; a layer that keeps a state, and no
+        # column for each token, has left the padding out of the state already
+        if not mask.all() and (attends(cache) or mask.shape == ids.shape):
             options |= {"attention_mask": mask.long(), "position_ids": positions}
-        output = self._model(input_ids=ids, **{k: v for k, v in options.items() if k in self._accepts})
+        accepted = {name: value for name, value in options.items() if name in self._accepts}
+        output = self._model(input_ids=ids, **taking_cache(self._model, cache), **accepted)
         logits: Tensor = output.logits[:, -1].float()
         if torch.isnan(logits).any():
             raise RunError("the model gives logits that are not a number (NaN); try float32, or check the checkpoint")

@@ -167,7 +167,7 @@ def logits_at(
     Between two portions the model is as it was. The caller has no gradients on and keeps other threads away.
     """
     chunks = [slice(start, start + size) for start in range(0, len(rows), size)]
-    arguments = {"use_cache": "past_key_values" in inputs, "return_dict": True, **inputs}
+    arguments = {"use_cache": False, "return_dict": True, **inputs}
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     # the last position alone would still be one of every row, and a batch can have very many
     none = {"logits_to_keep": torch.zeros(0, dtype=torch.long, device=model.device)} if keeps else {}

@@ -32,6 +32,9 @@ from transformers.utils import can_return_tuple
 
 ROTARY_BASE = 10_000.0
 
+# what transformers calls the keys and values of earlier tokens, from 5.24 on and before
+CACHE = "cache" if "cache" in signature(create_causal_mask).parameters else "past_key_values"
+
 # by open_lm's name of a norm, whether it has a gain and a bias
 NORMS = {
     "default_layer_norm": (True, True),
@@ -84,7 +87,7 @@ class OpenLMConfig(PretrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "openlm"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (as transformers declares it)
+    keys_to_ignore_at_inference = [CACHE]  # noqa: RUF012  (as transformers declares it)
     attribute_map = {  # noqa: RUF012
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",
@@ -187,7 +190,7 @@ class OpenLMAttention(nn.Module):
         *,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **options: Any,
     ) -> Tensor:
         queries, keys, values = self.in_proj(x).chunk(3, dim=-1)
@@ -196,8 +199,8 @@ class OpenLMAttention(nn.Module):
             for states in (self.q_norm(queries), self.k_norm(keys), values)
         )
         query, key = rotated(query, *rotary), rotated(key, *rotary)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, _plain_attention
         )
@@ -272,6 +275,7 @@ class OpenLMModel(OpenLMPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
@@ -282,10 +286,12 @@ class OpenLMModel(OpenLMPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         x = self.post_embed_norm(x)
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache(config=self.config)
+        if cache is None:
+            cache = past_key_values
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
         # transformers 4 has another name for it, and wants the positions of the cache too
         new = "inputs_embeds" in signature(create_causal_mask).parameters
@@ -293,21 +299,19 @@ class OpenLMModel(OpenLMPreTrainedModel):
             config=self.config,
             **({"inputs_embeds": x} if new else {"input_embeds": x, "cache_position": position_ids[0]}),
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: cache},
         )
         rotary = rotary_tables(position_ids, self.config.dim // self.config.n_heads, x.dtype)
         states = [x]
         for block in self.layers:
-            x = block(x, rotary=rotary, attention_mask=mask, past_key_values=past_key_values, **options)
+            x = block(x, rotary=rotary, attention_mask=mask, cache=cache, **options)
             if output_hidden_states:
                 states.append(x)
         x = self.norm(x)
         # as in other models of transformers, the last of the hidden states is the normalized one
         hidden_states = (*states[:-1], x) if output_hidden_states else None
-        return BaseModelOutputWithPast(
-            last_hidden_state=x, past_key_values=past_key_values, hidden_states=hidden_states
-        )
+        return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=hidden_states, **{CACHE: cache})
 
 
 class OpenLMForCausalLM(OpenLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -338,6 +342,7 @@ class OpenLMForCausalLM(OpenLMPreTrainedModel, GenerationMixin):  # type: ignore
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -349,7 +354,7 @@ class OpenLMForCausalLM(OpenLMPreTrainedModel, GenerationMixin):  # type: ignore
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **options,
@@ -360,8 +365,8 @@ class OpenLMForCausalLM(OpenLMPreTrainedModel, GenerationMixin):  # type: ignore
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
 

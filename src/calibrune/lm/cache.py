@@ -1,10 +1,32 @@
-"""A cache for generation that does not copy all it holds at every token, and whose rows can begin anew."""
+"""What a model keeps of earlier tokens: under which name it takes it, and a kind that is made for generation."""
 
 from inspect import signature
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from calibrune.errors import ConfigError
+
+NAMES = ("cache", "past_key_values", "cache_params")
+"""Of the argument: transformers from 5.24 on, before that, and before that of models without keys and values."""
+
+
+def taking_cache(model: nn.Module, cache: DynamicCache) -> dict[str, object]:
+    """Arguments of the forward of a model, or of its body, that make it read this cache and add to it.
+
+    Raises:
+        ConfigError: it takes none of this kind, so it would forget all earlier tokens.
+    """
+    accepted = signature(model.forward).parameters
+    # a state that is no cache of transformers has that name in older versions
+    for name in NAMES[:2] if attends(cache) else NAMES:
+        if name in accepted:
+            return {name: cache, "use_cache": True}
+    raise ConfigError(
+        f"{type(model).__name__} takes no cache of earlier tokens, so it cannot write texts token by token; calibrate "
+        "it with texts of a corpus"
+    )
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
@@ -66,6 +88,11 @@ def growing_cache(model: PreTrainedModel, longest: int) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     cache.layers = [GrowingLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def attends(cache: DynamicCache) -> bool:
+    """Whether any layer keeps a column for every token, or for the last ones."""
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
 
 def can_begin_anew(model: PreTrainedModel) -> bool:
