@@ -1,6 +1,8 @@
 """Sets side by side: one size for all, an order with its reason, and what speaks against it."""
 
+import re
 from math import isnan
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from tiny_models import random_ids, tiny_lm
 
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibrationError, ConfigError
-from calibrune.proxies import Context
-from calibrune.proxies.compare import Measured, of_one_size, rank, standard_error
+from calibrune.proxies import PROXIES, Context
+from calibrune.proxies.compare import WRONG_WAY, Measured, of_one_size, rank, standard_error
 from calibrune.proxies.tokens import EffectiveDocuments
 
 
@@ -38,7 +40,19 @@ def test_what_speaks_against_the_order_is_said():
     assert "a repeats itself (50%" in said
     assert "WikiText-2" in said
     assert "one seed" in said
-    assert "not measured" in said
+    assert "better by min_k_plus_plus pruned worse" in said
+
+
+@pytest.mark.parametrize("by", PROXIES)
+def test_whether_a_proxy_pointed_the_wrong_way_is_what_the_evidence_says(by):
+    text = (Path(__file__).parents[2] / "docs/evidence.md").read_text(encoding="utf-8")
+    better, models = re.search(rf"^\| `{by}` \| (\w+) \| ([^|]+) \|", text, re.MULTILINE).groups()
+    # more of it went with a higher perplexity of the pruned model where the whole interval is above zero
+    intervals = [tuple(map(float, ends)) for ends in re.findall(r"\[(\S+), (\S+)\]", models)]
+    assert len(intervals) == 3
+    worse_with_more = all(low > 0 for low, _ in intervals)
+    worse_with_less = all(high < 0 for _, high in intervals)
+    assert (by in WRONG_WAY) == (worse_with_more if better == "higher" else worse_with_less and better == "lower")
 
 
 def test_another_proxy_can_rank_and_the_lower_is_first_where_lower_is_better():
