@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,10 @@ import torch
 from hypothesis import settings as hypothesis_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A shell starts what runs in the background with interrupts ignored, and the programs that tests interrupt inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A loaded machine is no failure, and CI finds the same examples every time.
 hypothesis_settings.register_profile("calibrune", deadline=None)
