@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from calibrune import verbs
 from calibrune.cli import app
 from calibrune.durable import unsealed
-from calibrune.lm import loading
+from calibrune.lm.inference import runs_well
 from calibrune.report import extras
 from calibrune.uncertainty import estimate
 
@@ -226,5 +226,5 @@ def test_numbers_that_the_machine_computes_slowly_are_float32_unless_asked_for(h
         assert measured("--dtype", "bfloat16") == "bfloat16"
         assert measured("--dtype", "float32") == "float32"
     cpu = torch.device("cpu")
-    assert loading.runs_well(torch.float32, cpu)
-    assert not loading.runs_well(torch.bfloat16, cpu)
+    assert runs_well(torch.float32, cpu)
+    assert not runs_well(torch.bfloat16, cpu)

@@ -16,6 +16,7 @@ from calibrune.activations.stream import BATCH_TOKENS, LayerInputs, Propagate, b
 from calibrune.allocators import Allocator, SparsityAllocation, Uniform
 from calibrune.calibration.calibration_set import CalibrationSet
 from calibrune.errors import CalibruneError, ConfigError, ModelError, RunError
+from calibrune.lm.inference import runs_well
 from calibrune.lm.layout import Coverage, DecoderBlock, decoder_blocks, n_parameters
 from calibrune.lm.loading import context_length
 from calibrune.lm.weights import loaded_blocks, names_in_blocks
@@ -352,8 +353,9 @@ def _check_pruned(pruned: PrunedWeight, weight: Tensor) -> None:
 def _output_error(inputs: LayerInputs, pruned: PrunedWeight) -> float | None:
     """How much of the layer's output the new weight changes, before the old one is overwritten."""
     W = inputs.layer.weight
-    # the products of bfloat16 weights are rounded to bfloat16, several times faster: sums of squares even that out
-    X = inputs.stats[InputSample].rows.to(W.dtype if W.dtype == torch.bfloat16 else torch.float32)
+    # where bfloat16 is quick its products are rounded to it, several times faster: sums of squares even that out
+    quick = W.dtype == torch.bfloat16 and runs_well(W.dtype, W.device)
+    X = inputs.stats[InputSample].rows.to(W.dtype if quick else torch.float32)
     dense, changed = X.new_zeros((), dtype=torch.float64), X.new_zeros((), dtype=torch.float64)
     for before, after in zip(pieces(W), pieces(pruned.weight), strict=True):
         before = before.to(X.dtype)

@@ -32,8 +32,9 @@ from calibrune.evaluation.score import Score
 from calibrune.evaluation.tasks import harness_version, parse_tasks
 from calibrune.evaluation.text_scores import evaluate_texts
 from calibrune.evaluation.texts import evaluation_texts
+from calibrune.lm.inference import runs_well
 from calibrune.lm.layout import Coverage, decoder_blocks, n_parameters
-from calibrune.lm.loading import DtypeName, LanguageModel, compute, load_model, runs_well, weights_fingerprint
+from calibrune.lm.loading import DtypeName, LanguageModel, compute, load_model, weights_fingerprint
 from calibrune.lm.record import read_manifest
 from calibrune.lm.streaming import fits_in_memory, load_streamed
 from calibrune.patterns import SparsityPattern, parse_target

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from calibrune.activations.experts import routed, slow_result
 from calibrune.errors import ModelError
+from calibrune.lm.inference import inference
 from calibrune.lm.layout import DecoderBlock
 
 PROBE_TOKENS = 8
@@ -112,7 +113,7 @@ class Replay:
     ) -> None:
         # a model that is told of no padding takes the faster ways of attention
         given = {} if attention_mask is None else {"attention_mask": attention_mask.long()}
-        with torch.no_grad():
+        with inference(self._model):
             self._model(input_ids=input_ids, use_cache=False, **given)
 
     def _observe(self, probe: Int[Tensor, "batch seq"]) -> None:

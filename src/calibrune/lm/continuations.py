@@ -25,7 +25,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from calibrune.errors import ConfigError, RunError
 from calibrune.lm.cache import taking_cache
-from calibrune.lm.likelihood import evaluating, target_log_likelihoods
+from calibrune.lm.inference import inference
+from calibrune.lm.likelihood import target_log_likelihoods
 
 log = logging.getLogger(__name__)
 
@@ -318,12 +319,11 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
         return keys, torch.cat([self.values.expand(n, -1, -1, -1), value_states], dim=-2)
 
 
-@torch.no_grad()
 def _keys_and_values(model: PreTrainedModel, prefix: Sequence[int], batch_tokens: int) -> DynamicCache:
     """The prefix, run once, as a cache that any batch of rows can follow."""
     cache = DynamicCache()
     body = model.base_model
-    with evaluating(model):
+    with inference(model):
         for ids in torch.split(torch.tensor([list(prefix)], device=model.device), batch_tokens, dim=1):
             body(input_ids=ids, **taking_cache(body, cache))
     shared = DynamicCache()

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from calibrune.errors import ConfigError, RunError
 from calibrune.lm.cache import GrowingLayer, attends, can_begin_anew, growing_cache, taking_cache
+from calibrune.lm.inference import inference
 from calibrune.lm.loading import context_length
 from calibrune.progress import progress_bar
 from calibrune.settings import settings
@@ -107,26 +108,21 @@ def generate(
     at_once = n if at_once is None else min(at_once, n)
     # a window that slides keeps the last columns of all rows, so a row cannot begin anew in it
     places = n if can_begin_anew(model) else at_once
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), progress_bar("writing", total=n * max_new_tokens, unit="token") as bar:
-            return [
-                text
-                for i in range(0, n, max(places, 1))
-                for text in _Batch(
-                    model,
-                    prompts[i : i + places],
-                    seeds[i : i + places],
-                    max_new_tokens,
-                    sampling,
-                    tuple(end_ids),
-                    pad_id,
-                    bar.update,
-                ).run(at_once)
-            ]
-    finally:
-        model.train(was_training)
+    with inference(model), progress_bar("writing", total=n * max_new_tokens, unit="token") as bar:
+        return [
+            text
+            for i in range(0, n, max(places, 1))
+            for text in _Batch(
+                model,
+                prompts[i : i + places],
+                seeds[i : i + places],
+                max_new_tokens,
+                sampling,
+                tuple(end_ids),
+                pad_id,
+                bar.update,
+            ).run(at_once)
+        ]
 
 
 class _Batch:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from calibrune.errors import ConfigError
+from calibrune.lm.inference import inference
 from calibrune.progress import progress_bar
 
 LOGITS_BYTES = 64 * 2**20
@@ -65,13 +66,12 @@ def token_moments(
     return _scored(model, input_ids, logits_bytes, _with_moments)
 
 
-@torch.no_grad()
 def _scored(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], logits_bytes: int, reduce: Reduction
 ) -> Float[Tensor, "batch seq-1 *values"]:
     input_ids = input_ids.to(model.device)
     positions_at_a_time = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
-    with _SCORING, evaluating(model):
+    with _SCORING, inference(model):
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             return _one_by_one(model, input_ids, reduce)
         return torch.cat(
@@ -126,7 +126,6 @@ def over_texts(
     return result
 
 
-@torch.no_grad()
 def target_log_likelihoods(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
@@ -149,7 +148,7 @@ def target_log_likelihoods(
     rows, columns = places.to(model.device).unbind(1)
     size = max(1, logits_bytes // (4 * model.config.get_text_config().vocab_size))
     scores, likeliest = [], []
-    with _SCORING, evaluating(model):
+    with _SCORING, inference(model):
         for start, logits in logits_at(model, inputs, rows, columns, size):
             here = (asked >= start) & (asked < start + len(logits))
             index, token = asked[here] - start, tokens[here]
@@ -194,7 +193,6 @@ def _only(output: Any, rows: Tensor, columns: Tensor) -> Any:
     return type(output)(last_hidden_state=output[0][rows, columns][None])
 
 
-@torch.no_grad()
 def compare_logits(
     first: PreTrainedModel,
     second: PreTrainedModel,
@@ -218,7 +216,7 @@ def compare_logits(
     columns = torch.arange(seq - 1, device=first.device).repeat(batch)
     size = max(1, logits_bytes // (8 * first.config.get_text_config().vocab_size))
     values = []
-    with _SCORING, evaluating(first), evaluating(second):
+    with _SCORING, inference(first), inference(second):
         portions = [
             logits_at(one, {"input_ids": input_ids.to(one.device)}, rows.to(one.device), columns.to(one.device), size)
             for one in (first, second)
@@ -342,15 +340,3 @@ def _replaying(recorded: dict[nn.Module, Any]) -> Iterator[None]:
                 del module.forward
             else:
                 module.forward = forward
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside; afterwards the model is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

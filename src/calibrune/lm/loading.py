@@ -145,22 +145,6 @@ def check_exists(name: str, revision: str | None = None) -> None:
     locate(name, revision)
 
 
-def runs_well(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the machine computes with such numbers itself: where not, float32 is faster, and no less exact."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return True
-    if device.type == "cuda":
-        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return True
-    able = (
-        ("_is_amx_fp16_supported",)
-        if dtype == torch.float16
-        else ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(getattr(torch.cpu, name, lambda: False)() for name in able)
-
-
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """Twelve hex digits that change when any weight does; where and how they are stored does not matter."""
     digest, store = hashlib.sha256(), store_of(model)
