@@ -79,11 +79,16 @@ def whole(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def collect(folder: Path, results: Path = RESULTS) -> Path:
-    """Add the finished rows of a study to its file in `results/`; of two of one run the later counts."""
+    """Add the finished rows of a study to its file in `results/`, in place of older ones of the same runs.
+
+    Not in place of any: what was only put back into the study may be older than what has come to stand there since.
+    """
     name = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["name"]
     file = results / f"{name}.jsonl"
-    kept = {row["id"]: row for row in CommittedRows(file).compact_rows()}
-    kept |= {row["id"]: compact(row) for row in Results(folder).rows() if row["status"] == "done"}
+    done = [row for row in Results(folder).rows() if row["status"] == "done"]
+    kept = {row["id"]: compact(row) for row in done if _was_put_back(row)}
+    kept |= {row["id"]: row for row in CommittedRows(file).compact_rows()}
+    kept |= {row["id"]: compact(row) for row in done if not _was_put_back(row)}
     results.mkdir(exist_ok=True)
     ordered = sorted(kept.values(), key=lambda row: (json.dumps(row["run"], sort_keys=True), row["id"]))
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered), encoding="utf-8")
@@ -99,6 +104,10 @@ def restore(folder: Path, results: Path = RESULTS) -> int:
         for row in new:
             own.append(row)
     return len(new)
+
+
+def _was_put_back(row: Mapping[str, Any]) -> bool:
+    return not isinstance(row["run"].get("model"), dict)
 
 
 def _name(one: Any) -> str | None:

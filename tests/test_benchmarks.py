@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # benchmarks/ is a package beside tests/
 
 from benchmarks import __main__ as suite  # noqa: E402
-from benchmarks import engine, grid, memory, scaling, solve, turns  # noqa: E402
+from benchmarks import engine, grid, memory, narrow, scaling, solve, turns  # noqa: E402
 
 
 def is_whole(row: dict) -> bool:
@@ -65,6 +65,20 @@ def test_the_published_solve_is_the_same_pruning_and_the_row_says_so():
     assert int((published == 0).sum()) == 160 * 160 // 2
     ours = SparseGPT().prune(weight, stats, Unstructured(0.5))
     assert torch.equal(ours.mask, published != 0)
+
+
+def test_narrow_numbers_are_measured_both_ways_where_the_processor_has_none(monkeypatch, capsys):
+    lm = tiny_lm()
+    lm.model.bfloat16()
+    monkeypatch.setattr(narrow, "LENGTH", 32)
+    monkeypatch.setattr(narrow, "NEW_TOKENS", 4)
+    monkeypatch.setattr(narrow.inference, "runs_well", lambda *_: False)
+    rows = list(narrow.measure(lm, repeats=1))
+    assert len(rows) == 3
+    assert all(is_whole(row) and row["ratio"] > 0 for row in rows)
+    monkeypatch.setattr(narrow.inference, "runs_well", lambda *_: True)
+    assert list(narrow.measure(lm)) == []
+    assert "nothing to measure" in capsys.readouterr().err
 
 
 def test_a_pass_is_measured_with_its_parts():

@@ -142,6 +142,11 @@ def test_rows_are_collected_added_to_and_restored(plan, tmp_path):
     collected = file.read_text()
     assert evidence.collect(again, results).read_text() == collected
     assert evidence.collect(again, tmp_path / "elsewhere").read_text() == collected
+    # a row that was made anew since then is not replaced by what was put back
+    Results(study).append(row_of(plan.runs[0], chance) | {"weights": "others"})
+    renewed = evidence.collect(study, results).read_text()
+    assert renewed != collected
+    assert evidence.collect(again, results).read_text() == renewed
     ids = {row["id"] for row in Results(again).rows()}
     assert ids == {run.id for run in plan.runs[:4]}
     before, after = (read_scores(plan, one) for one in (Results(study), Results(again)))

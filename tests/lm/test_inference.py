@@ -105,9 +105,15 @@ def test_the_model_is_afterwards_as_it_was():
     model = tiny_model("llama").train()
     model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
-    with pytest.raises(KeyError), inference(model):
-        assert not any(module.training for module in model.modules())
-        assert not torch.is_grad_enabled()
+    seen = []
+
+    def look_and_fail(*_):
+        seen.append((any(module.training for module in model.modules()), torch.is_grad_enabled()))
         raise KeyError
+
+    model.register_forward_hook(look_and_fail)
+    with pytest.raises(KeyError), inference(model):
+        model(input_ids=torch.ones(1, 4, dtype=torch.long))
+    assert seen == [(False, False)]
     assert [module.training for module in model.modules()] == before
     assert torch.is_grad_enabled()
