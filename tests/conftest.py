@@ -90,7 +90,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache that is empty at the start and gone at the end, unless CALIBRUNE_CACHE says which to use."""
     with pytest.MonkeyPatch.context() as patch:
         if "CALIBRUNE_CACHE" not in os.environ:
-            patch.setenv("CALIBRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            mine = tmp_path_factory.getbasetemp()
+            # one for all workers: what one of them has converted, the others need not
+            patch.setenv(
+                "CALIBRUNE_CACHE", str((mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "cache")
+            )
         yield Path(os.environ["CALIBRUNE_CACHE"])
 
 

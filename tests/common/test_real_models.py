@@ -41,9 +41,17 @@ def gemma3(gemma) -> PreTrainedModel:
     return beginning_of(gemma)
 
 
-@pytest.mark.parametrize("pattern", ["50%", "2:4", "4:8"])
-@pytest.mark.parametrize("method", PRUNERS)
-@pytest.mark.parametrize("which", ["smollm2", "gemma3"])
+CASES = [
+    (which, method, pattern)
+    for which in ("smollm2", "gemma3")
+    for method in PRUNERS
+    for pattern in ("50%", "2:4", "4:8")
+    # ALPS takes half a minute for two blocks of Gemma
+    if (which, method) != ("gemma3", "alps") or pattern == "2:4"
+]
+
+
+@pytest.mark.parametrize(("which", "method", "pattern"), CASES)
 def test_exactly_half_of_every_layer_goes(which, method, pattern, request):
     model = request.getfixturevalue(which)
     dense = copy.deepcopy(model.state_dict())

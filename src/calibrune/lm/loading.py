@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -278,8 +279,9 @@ def _convert(gguf: Path, name: str, sha256: str, scratch: Path) -> Path:
             f"install it with: pip install 'calibrune[gguf]'"
         )
     log.info("converting %s to a dense folder in the cache; this happens once, in about half a minute", name)
-    # float32 holds the dequantized values exactly; half precision would round them
-    tokenizer, model = _read(gguf.name, str(gguf.parent), dtype=torch.float32, gguf_file=gguf.name)
+    with _parsed_once():
+        # float32 holds the dequantized values exactly; half precision would round them
+        tokenizer, model = _read(gguf.name, str(gguf.parent), dtype=torch.float32, gguf_file=gguf.name)
     # a model that came from a GGUF refuses to be saved while it believes itself quantized
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -291,6 +293,19 @@ def _convert(gguf: Path, name: str, sha256: str, scratch: Path) -> Path:
         make_readable(made)
         name_folder(made, _target(name, sha256))
     return _target(name, sha256)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Inside, a GGUF is parsed once; transformers does it four times, each of ten seconds for a large vocabulary."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _read(
