@@ -7,7 +7,7 @@ import pickle
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
@@ -155,6 +155,7 @@ def test_the_json_schema_comes_for_free():
     assert schema["properties"]["steps"] == {"default": 3, "minimum": 1, "title": "Steps", "type": "integer"}
 
 
+@example({"self": None})
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.floats() | st.text()))
 def test_whatever_is_in_a_plan_the_answer_is_settings_or_a_sentence(values):
     try:

@@ -59,7 +59,7 @@ def settings(kind: type[T]) -> type[T]:
     check = made.__init__
 
     @wraps(check)
-    def init(self: Any, *args: Any, **values: Any) -> None:
+    def init(self: Any, /, *args: Any, **values: Any) -> None:
         if args:
             raise ConfigError(
                 f"{type(self).__name__} takes its settings by name, got {reprlib.repr(args[0])} without one"
