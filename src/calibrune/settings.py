@@ -69,7 +69,7 @@ def settings(kind: type[T]) -> type[T]:
         except ValidationError as error:
             raise ConfigError(_one_sentence(type(self).__name__, values, error)) from None
 
-    made.__init__ = init  # type: ignore[method-assign]
+    made.__init__ = init  # type: ignore[method-assign,assignment]
     return made  # type: ignore[return-value]
 
 
