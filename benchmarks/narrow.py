@@ -15,7 +15,7 @@ from calibrune.lm.likelihood import token_log_likelihoods
 from calibrune.lm.loading import LanguageModel, load_model
 from calibrune.prune import prune_model
 
-SAMPLES, LENGTH, NEW_TOKENS, REPEATS = 4, 256, 32, 3
+SAMPLES, LENGTH, NEW_TOKENS, REPEATS = 2, 256, 16, 3
 
 
 def measure(lm: LanguageModel | None = None, repeats: int = REPEATS) -> Iterator[dict[str, Any]]:
