@@ -16,7 +16,7 @@ sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # this folder, an
 
 from evidence_fresh import fresh_claims  # noqa: E402
 from evidence_pages import pages_list  # noqa: E402, F401  (printed by generate.py)
-from evidence_real import BESIDE, OVER_ALL, REAL, asked_of, costs_table, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
+from evidence_real import OVER_ALL, REAL, asked_of, costs_table, published, real_claims, real_table  # noqa: E402, F401  (also for tests)
 from evidence_rows import (  # noqa: E402
     FEWEST,
     REPOSITORY,
@@ -80,12 +80,13 @@ def _cost(cells: Cells, model: str, how: How) -> str:
 
 
 def claims_table(claims: Judged) -> str:
-    """Every claim with its verdict, and how many seeds the least of its rows has."""
+    """Every claim with its verdict, its largest difference, and how many seeds its rows have."""
     rows = []
     for claim, found in claims:
         typical = max(found, key=lambda one: abs(one.estimate.value))
-        seeds = min(one.estimate.n for one in found)
-        rows.append([claim.says, overall(found), f"{typical.name}: {told(typical)}", str(seeds)])
+        counts = sorted({one.estimate.n for one in found})
+        seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        rows.append([claim.says, overall(claim, found), f"{typical.name}: {told(typical)}", seeds])
     return table(["claim", "verdict", "where it is largest", "seeds"], rows)
 
 
@@ -161,9 +162,11 @@ def proxies_table() -> str:
             ranks = [_rank(cells, alike, name, model, how) for model in MODELS]
             row += ["; ".join(rank for rank in ranks if rank)]
         if any(row[2:]):
-            rows.append([*row, *(_choosing(cells, alike, name, kind.better, how) for how in ways)])
+            better, against = kind.better, ("selfgen", "plain")
+            rows.append([*row, *(_choosing(cells, alike, name, better, how, one) for how in ways for one in against)])
     ranks = [f"{how.pattern}: rank correlation ({', '.join(MODELS)})" for how in ways]
-    return table(["proxy", "said to be better", *ranks, *(f"{how.pattern}: chosen by it" for how in ways)], rows)
+    chosen = [f"{how.pattern}: chosen by it, beside {one}" for how in ways for one in ("`selfgen`", "`plain`")]
+    return table(["proxy", "said to be better", *ranks, *chosen], rows)
 
 
 def _size(recipe: Recipe) -> tuple[int | None, int | None]:
@@ -185,8 +188,8 @@ def _rank(cells: Cells, names: Sequence[str], proxy: str, model: str, how: How) 
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
-def _choosing(cells: Cells, names: Sequence[str], proxy: str, better: str, how: How) -> str:
-    """What it costs to take, draw by draw, the set that the proxy likes best, in place of self-generated text.
+def _choosing(cells: Cells, names: Sequence[str], proxy: str, better: str, how: How, always: str) -> str:
+    """What it costs to take, draw by draw, the set that the proxy likes best, in place of one and the same always.
 
     Of a proxy that nobody has called good or bad, the set with the most.
     """
@@ -195,11 +198,11 @@ def _choosing(cells: Cells, names: Sequence[str], proxy: str, better: str, how: 
     for model, domains in OWN_OF_ALL.items():
         outcomes, liked = {}, {}
         for name in names:
-            outcomes[name] = cells.by_seed(less(name, "selfgen", how, {model: domains}))
+            outcomes[name] = cells.by_seed(less(name, always, how, {model: domains}))
             liked[name] = cells.proxies.get((model, name), {}).get(proxy, {})
         may_be = {
             seed: [name for name in outcomes if seed in outcomes[name] and seed in liked[name]]
-            for seed in outcomes["selfgen"]
+            for seed in outcomes[always]
         }
         for seed, may in may_be.items():
             # where all were drawn: among a few that were drawn once more the choice is another one
@@ -261,7 +264,7 @@ def headline_table() -> str:
             if claim.headline:
                 ends = sorted(found, key=lambda one: one.estimate.value)
                 said = " to ".join(f"{told(one)} ({_short(one, model)})" for one in (ends[:1] + ends[-1:])[: len(ends)])
-                rows.append([claim.headline, model, overall(found), said])
+                rows.append([claim.headline, model, overall(claim, found), said])
     return table(["claim", "on", "verdict", "difference, with 95% interval"], rows)
 
 

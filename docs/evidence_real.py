@@ -26,8 +26,7 @@ WAYS = [
     *(How("wanda", pattern) for pattern in ("60%", "2:4")),
 ]
 MAIN = [how for how in WAYS if how.propagation == "dense" and how.pruner == "wanda" and how.pattern in ("60%", "2:4")]
-"""The plans' own grid, which carries the claims; the other ways are judged among themselves."""
-BESIDE = ", under other patterns and methods"
+"""The plans' own grid; what is asked of beginnings and amounts is asked there."""
 AVERAGED = [
     *(How("wanda", pattern, "dense") for pattern in ("50%", "60%", "70%", "2:4", "4:8")),
     *(How(name, "60%", "dense") for name in ("sparsegpt", "dsnot", "wanda + owl")),
@@ -51,8 +50,8 @@ def called(how: How) -> str:
 
 def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequence[How] = WAYS) -> list[Claim]:
     """What a published model is asked, way by way and text by text."""
-    main, beside = [how for how in ways if how in MAIN], [how for how in ways if how not in MAIN]
-    wanda = [how for how in beside if how.pruner == "wanda" and how.propagation == "dense"]
+    main = [how for how in ways if how in MAIN]
+    wanda = [how for how in ways if how.pruner == "wanda" and how.propagation == "dense"]
 
     def each(one: str | None, other: str, among: Sequence[How]) -> dict[str, Terms]:
         return {
@@ -65,32 +64,29 @@ def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequenc
         return {f"{name}, {way}": terms for name in CORPORA for way, terms in each(one, name, among).items()}
 
     def over_all(one: str, other: str) -> dict[str, Terms]:
-        by_text = {
-            text: [
-                term._replace(weight=term.weight / len(AVERAGED))
-                for how in AVERAGED
-                for term in less(one, other, how, {model: (text,)})
-            ]
-            for text in texts
-        }
+        def average(among: Sequence[How], of_texts: Sequence[str]) -> Terms:
+            found = [term for how in among for term in less(one, other, how, {model: of_texts})]
+            return [term._replace(weight=term.weight / len(among)) for term in found]
+
+        by_text = {text: average(AVERAGED, [text]) for text in texts}
         if texts == TEXTS:
-            both = [term for terms in by_text.values() for term in terms]
-            by_text["both texts"] = [term._replace(weight=term.weight / len(TEXTS)) for term in both]
+            by_text["both texts"] = average(AVERAGED, texts)
+            by_text["both texts, without SparseGPT"] = average(
+                [how for how in AVERAGED if how.pruner != "sparsegpt"], texts
+            )
         return {f"{title}, {text}": terms for text, terms in by_text.items()}
 
     def asked(says: str, one: str, other: str, headline: str = "") -> list[Claim]:
         return [
-            Claim(says, each(one, other, main), headline=headline),
+            Claim(says, each(one, other, ways), headline=headline),
             Claim(_once(says) + OVER_ALL, over_all(one, other), headline=headline and _once(headline) + OVER_ALL),
-            Claim(says + BESIDE, each(one, other, beside)),
         ]
 
     own, plainly = "Self-generated text is better than", "Plainly sampled, self-generated text is better than C4"
     of_sampling = "The study's way to sample is better than plain sampling"
     return [
         *asked(f"{own} C4", "selfgen", "c4", f"{own} C4"),
-        Claim(f"{own} every corpus", every("selfgen", main), headline=f"{own} every corpus"),
-        Claim(f"{own} every corpus{BESIDE}", every("selfgen", wanda)),
+        Claim(f"{own} every corpus", every("selfgen", wanda), headline=f"{own} every corpus", of_all=True),
         *asked(f"{own} random tokens", "selfgen", "random", f"{own} random tokens"),
         Claim(
             "Self-generated text is better that begins with anything but two tokens of C4",
@@ -139,7 +135,7 @@ def real_claims() -> Judged:
 
 def costs_table() -> str:
     """What there is to lose: perplexity of the dense model, and of it pruned with C4, over the seeds."""
-    ways = [how for how in WAYS if how.pruner == "wanda" and how.propagation == "dense"]
+    ways = AVERAGED
     rows = []
     for name, (title, model) in REAL.items():
         _, cells = study(name)
@@ -148,7 +144,7 @@ def costs_table() -> str:
             dense = cells.dense.get(model.rpartition("/")[2], {}).get(text)
             if dense and any(found):
                 rows.append([title, text, f"{dense:.1f}", *(f"{exp(mean(one)):.0f}" if one else "" for one in found)])
-    return table(["model", "text", "dense", *(how.pattern for how in ways)], rows)
+    return table(["model", "text", "dense", *map(called, ways)], rows)
 
 
 def real_table() -> str:
@@ -165,14 +161,11 @@ def real_table() -> str:
                     columns[f"{called(how)}: {text}"] = {one.name.partition(":")[0]: one for one in found}
         named = [one for one in others if any(one in column for column in columns.values())]
         if named:
-            rows = [[f"`{one}`", *(_marked(column.get(one)) for column in columns.values())] for one in named]
+            rows = [
+                [f"`{one}`", *(told(column[one]) if one in column else "" for column in columns.values())]
+                for one in named
+            ]
             counts = sorted({one.estimate.n for column in columns.values() for one in column.values()})
             seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
             parts.append(f"**{title}** ({seeds})\n\n" + table(["calibration", *columns], rows))
     return "\n\n".join(parts) or table([], [])
-
-
-def _marked(one: Answer | None) -> str:
-    if one is None:
-        return ""
-    return f"**{told(one)}**" if one.differs else told(one)

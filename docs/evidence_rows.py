@@ -31,6 +31,7 @@ PLANS = REPOSITORY / "plans/evidence"
 ALPHA = 0.05
 FEWEST = 3
 """Seeds without which nothing is said."""
+SAME = "the same within the margin"
 ROUNDING = 1e-9
 """A spread over seeds, of logarithms, that is none."""
 SCORE = ("dataset", "metric", "value", "stderr", "n", "higher_is_better")
@@ -229,7 +230,7 @@ def _verdict(asks: str, estimate: Estimate, differs: bool, is_same: bool, margin
     if differs and (estimate.value < 0) == (asks == "lower"):
         return "holds, by less than the margin" if is_same else "holds"
     if is_same and not differs:
-        return "does not hold here, the same within the margin"
+        return SAME
     return "does not hold here" if differs else "cannot be told"
 
 
@@ -259,12 +260,16 @@ def of_models(claims: Judged, titles: Sequence[str]) -> Judged:
     return [(claim, found) for claim, found in about if found]
 
 
-def overall(found: Sequence[Answer]) -> str:
+def overall(claim: Claim, found: Sequence[Answer]) -> str:
     """The verdict on a claim by those on its sums."""
     kinds = [one.verdict.partition(",")[0] for one in found]
+    against, held = kinds.count("does not hold here"), kinds.count("holds")
+    if claim.of_all and held < len(kinds):
+        said = "**does not hold here**: shown to be worse" if against else "**cannot be told**: shown to be better"
+        return f"{said} in {against or held} of {len(kinds)}"
     if len(set(kinds)) == 1:
         return f"**{found[0].verdict if len({one.verdict for one in found}) == 1 else kinds[0]}**"
-    counted = [(kind, kinds.count(kind)) for kind in ("holds", "does not hold here", "cannot be told")]
+    counted = [(kind, kinds.count(kind)) for kind in ("holds", "does not hold here", SAME, "cannot be told")]
     return "; ".join(f"{kind} in {n} of {len(kinds)}" for kind, n in counted if n)
 
 

@@ -43,6 +43,8 @@ class Claim:
     asks: Literal["lower", "higher", "same"] = "lower"
     headline: str = ""
     """What it is called in the README's table, if it is there."""
+    of_all: bool = False
+    """It is true only if all sums say so: one that says the contrary is enough against it."""
 
 
 PATTERNS = ("50%", "60%", "70%", "2:4")
@@ -106,9 +108,9 @@ def _each(terms: Callable[[How], Terms], ways: Sequence[How] = BOTH) -> dict[str
     return {str(how): terms(how) for how in ways}
 
 
-def _growing(steps: Sequence[tuple[str, str]]) -> dict[str, Terms]:
+def _growing(steps: Sequence[tuple[str, str]], on: On = ALL) -> dict[str, Terms]:
     return {
-        f"{name}, {high} less {low}": minus(similar(How(name, high)), similar(How(name, low)))
+        f"{name}, {high} less {low}": minus(similar(How(name, high), on), similar(How(name, low), on))
         for name in ("wanda", "sparsegpt")
         for high, low in steps
     }
@@ -146,7 +148,18 @@ def claims() -> list[Claim]:
             _each(lambda how: minus(similar(how), like_the_text(how))),
         ),
         Claim("Being like the pre-training data counts for more at higher sparsity", _growing(HIGHER)),
+        Claim(f"... measured on the model's own domains {AFTER}", _growing(HIGHER, OWN)),
         Claim("Being like the pre-training data counts for more under 2:4 than at 50%", _growing(BLOCKS)),
+        Claim(f"... measured on the model's own domains (under 2:4) {AFTER}", _growing(BLOCKS, OWN)),
+        Claim(
+            "One corpus is better for both models, on each one's own domains: PubMed and patents than Wikipedia and "
+            f"the web {AFTER}",
+            _each(lambda how: less("pubmed-patents", "wiki-web", how, OWN)),
+        ),
+        Claim(
+            f"Data like the pre-training data is better, on the own domains of each model by itself {AFTER}",
+            {f"{model}, {how}": similar(how, {model: OWN[model]}) for how in WANDA for model in OWN},
+        ),
         Claim(
             "The better corpus (like the pre-training data) gains Wanda more than the better method (SparseGPT) does",
             {pattern: _of_method(pattern) for pattern in PATTERNS},
@@ -158,13 +171,18 @@ def claims() -> list[Claim]:
             "The very documents of the training are as good as others of their kind, within 1%",
         ),
         Claim(
-            "Self-generated text is better than c4",
+            "Self-generated text (from no prompt) is better than c4",
             _each(lambda how: less("selfgen", "c4", how, OWN_OF_ALL)),
-            headline="Self-generated text is better than C4",
+            headline="Self-generated text (from no prompt) is better than C4",
+        ),
+        Claim(
+            f"... that begins with two tokens of the model's own domains {AFTER}",
+            _each(lambda how: less("selfgen-{own}", "c4", how, OWN)),
         ),
         Claim(
             "... than every corpus, for all models alike",
             {f"{name}, {how}": less("selfgen", name, how, OWN_OF_ALL) for how in (at_60, at_2_4) for name in CORPORA},
+            of_all=True,
         ),
         Claim("... than text of domains that are not its own", _each(lambda how: less("selfgen", "{other}", how, OWN))),
         Claim(

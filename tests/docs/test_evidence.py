@@ -90,7 +90,7 @@ def test_what_is_not_so_is_said_not_to_hold(cells):
     assert answer(cells, "c4 is better than random", "wanda, 60%").verdict == "holds"
     # nothing was put in that grows with sparsity
     growing = answer(cells, "Being like the pre-training data counts for more under", "wanda, 2:4 less 50%")
-    assert growing.verdict == "does not hold here, the same within the margin"
+    assert growing.verdict == "the same within the margin"
     read = answer(cells, "The very documents", "wanda, 60%")
     assert read.estimate.value == pytest.approx(-TRAINING - 2 / 3 * TEXT - QUALITY / 3, abs=2e-3)
     assert read.verdict == "does not hold here"  # nothing was put in for a model's own documents
@@ -221,18 +221,30 @@ def test_claims_about_published_models_are_about_runs_of_a_plan():
         assert {"c4", "random", "selfgen", "selfgen-plain", "wikipedia"} <= measured
 
 
-def test_the_plans_own_grid_carries_the_claims_and_what_is_beside_it_is_judged_apart():
+def test_all_ways_to_prune_are_judged_together_and_on_average():
     title, model = evidence.REAL["smollm2"]
     claims = {one.says: one for one in evidence.asked_of(title, model)}
-    main, beside = (claims[f"Self-generated text is better than C4{name}"] for name in ("", evidence.BESIDE))
-    assert list(main.sums) == [f"{title}, {how}, {text}" for how in ("60%", "2:4") for text in ("alpaca", "wikitext2")]
-    assert len(beside.sums) > 20
-    assert not set(main.sums) & set(beside.sums)
-    assert main.headline
-    assert not beside.headline
+    asked = claims["Self-generated text is better than C4"].sums
+    assert {f"{title}, {how}, wikitext2" for how in ("60%", "2:4", "sparsegpt, 60%")} < set(asked)
+    assert len(asked) > 20
     mean = claims[f"Self-generated text is better than C4{evidence.OVER_ALL}"].sums[f"{title}, alpaca"]
     assert {(term.calibration, term.weight) for term in mean} == {("selfgen", 1 / 8), ("c4", -1 / 8)}
     assert len({term.how for term in mean}) == 8
+    without = claims[f"Self-generated text is better than C4{evidence.OVER_ALL}"].sums[
+        f"{title}, both texts, without SparseGPT"
+    ]
+    assert {round(term.weight, 6) for term in without} == {round(1 / 14, 6), -round(1 / 14, 6)}
+
+
+def test_one_that_is_shown_to_be_worse_is_enough_against_a_claim_about_all():
+    def overall(*verdicts, of_all=True):
+        found = [evidence.Answer(str(i), None, verdict, True, 0.0) for i, verdict in enumerate(verdicts)]
+        return rows.overall(evidence.Claim("x", {}, of_all=of_all), found)
+
+    assert overall("holds", "does not hold here") == "**does not hold here**: shown to be worse in 1 of 2"
+    assert overall("holds", "cannot be told") == "**cannot be told**: shown to be better in 1 of 2"
+    assert overall("holds", "holds") == "**holds**"
+    assert overall("holds", rows.SAME, of_all=False) == f"holds in 1 of 2; {rows.SAME} in 1 of 2"
 
 
 def place_of(run):
