@@ -61,6 +61,7 @@ def test_numbers_of_other_kinds_are_left_alone(unable):
     x = torch.randn(8, 16, dtype=torch.float64)
     with quick_products(torch.bfloat16, CPU):
         assert torch.equal(nn.functional.linear(x, x), x @ x.T)
+        assert torch.matmul(input=x, other=x.T).dtype == torch.float64
         with pytest.raises(RuntimeError, match="dtype"):
             nn.functional.linear(x, drawn(4, 16))
 

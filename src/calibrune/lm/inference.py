@@ -70,7 +70,7 @@ class _WideProducts(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.linear and not kwargs and self._narrow(*args[:2]) and _rows(args[0]) >= FEWEST_ROWS:
             return _linear(*args)
-        if func in PRODUCTS and not kwargs.keys() & {"out", "dtype", "out_dtype"} and self._narrow(*args):
+        if func in PRODUCTS and kwargs.keys() <= {"alpha", "beta"} and self._narrow(*args):
             wide = [one.float() if isinstance(one, Tensor) else one for one in args]
             return func(*wide, **kwargs).to(self._dtype)
         return func(*args, **kwargs)
