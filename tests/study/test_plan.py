@@ -11,7 +11,7 @@ from calibrune.calibration.spec import parse_spec
 from calibrune.errors import CalibruneError, ConfigError
 from calibrune.study.estimate import outlook
 from calibrune.study.plan import as_yaml
-from calibrune.study.reading import read_plan
+from calibrune.study.reading import read_plan, read_selection
 from calibrune.study.spec import located, render
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,6 +81,44 @@ def test_finished_tokens_are_the_same_for_every_seed(tmp_path):
 
 def test_what_is_measured_twice_is_measured_once(tmp_path):
     assert len(plan_of(tmp_path, "", "evaluations=[{perplexity: alpaca}, {perplexity: alpaca}]").evaluations) == 1
+
+
+TWO = "models: [tiny, other]\nseeds: 2\ninclude:\n  - {models: [tiny], pruners: [magnitude], patterns: ['2:4']}\n"
+OTHERS = ["other, dense", "other, wanda, 50%, c4, seed 0", "other, wanda, 50%, c4, seed 1"]
+TINYS = [one.replace("other", "tiny") for one in OTHERS]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], [*OTHERS, *TINYS, "tiny, magnitude, 2:4"]),
+        (["model=tiny", "pattern=0.5", "seed=1"], [TINYS[0], TINYS[2]]),
+        (["pattern=2:4,50%", "model=tiny", "pruner=magnitude"], ["tiny, dense", "tiny, magnitude, 2:4"]),
+        (["seed=0", "seed=1", "calibration=c4", "model=other"], OTHERS),
+    ],
+)
+def test_the_runs_that_are_meant_and_the_dense_ones_of_their_models(tmp_path, given, expected):
+    plan = plan_of(tmp_path, "", base=BASE.replace("models: [tiny]\n", TWO))
+    chosen = plan.chosen(read_selection(plan, given))
+    assert sorted(map(str, chosen)) == sorted(expected)
+    assert [run["run"] for run in outlook(plan, chosen)["runs"]] == list(map(str, chosen))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["prunner=wanda"], r"^--only prunner=wanda: no run of plan has a 'prunner'; did you mean 'pruner'\?$"),
+        (["pruner=wandaa"], r"^--only pruner=wandaa: no run of plan has the pruner 'wandaa'; did you mean 'wanda'\?$"),
+        (["seed=0,7"], r"no run of plan has the seed '7'"),
+        (["seed"], r"no run of plan has the seed ''"),
+        (["pattern=abc"], r"^--only pattern=abc: cannot read 'abc' as a sparsity"),
+        (["pruner=magnitude", "seed=0"], r"^--only pruner=magnitude --only seed=0: no run of plan is all of this"),
+    ],
+)
+def test_a_choice_of_runs_that_is_of_none_is_refused(tmp_path, given, says):
+    plan = plan_of(tmp_path, "", base=BASE.replace("models: [tiny]\n", TWO))
+    with pytest.raises(ConfigError, match=says):
+        plan.chosen(read_selection(plan, given))
 
 
 def test_included_grids_are_added_and_excluded_runs_left_out(tmp_path):

@@ -20,7 +20,7 @@ from calibrune.evaluation.texts import evaluation_texts
 from calibrune.lm.loading import load_model, weights_fingerprint
 from calibrune.prune import prune_model
 from calibrune.pruners import Wanda
-from calibrune.study.reading import read_plan
+from calibrune.study.reading import read_plan, read_selection
 from calibrune.study.results import Results
 from calibrune.study.runner import run_study, status
 from calibrune.study.sets import draw
@@ -135,6 +135,17 @@ def test_started_again_it_does_nothing_and_a_plan_that_grew_does_what_is_new(don
     after = (out / "results.jsonl").read_bytes()
     assert after.startswith(before)
     assert after.count(b"\n") == before.count(b"\n") + 1
+
+
+def test_only_the_runs_that_are_meant_are_done_and_the_rest_when_all_are(done, place, plan, tmp_path):
+    meant = read_selection(plan, ["pruner=wanda", "seed=1", "calibration=one,two"])
+    found = run_study(plan, tmp_path / "out", only=meant, data=place / "data")
+    rows = Results(tmp_path / "out").rows()
+    assert [as_text(row) for row in rows[1:]] == ["wanda, 60%, one, seed 1", "wanda, 60%, two, seed 1"]
+    assert rows[0]["run"]["pruner"] is None
+    assert (found["done"], found["left"]) == (3, 5)  # of the whole study
+    run_study(plan, tmp_path / "out", data=place / "data")
+    assert sorted(map(str, rows_of(tmp_path / "out"))) == sorted(map(str, rows_of(done[0])))
 
 
 def test_another_content_of_a_file_is_another_run(place, tmp_path):

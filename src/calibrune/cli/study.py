@@ -35,6 +35,7 @@ Place = Annotated[
     """
 calibrune study run plans/two-core/quickstart.yaml --data my-data
 calibrune study run plans/two-core/quickstart.yaml --data my-data --dry-run
+calibrune study run my-plan.yaml --only pruner=wanda,sparsegpt --only seed=0,1
 calibrune study run my-plan.yaml --ray auto --per-run cpus=4,gpus=1
 calibrune study run my-plan.yaml --track trackio
 calibrune study run my-plan.yaml --set seeds=20 --out studies/mine --retry-failed
@@ -48,6 +49,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs, what they share and what they take; do nothing.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Do the runs alone of which this is true; repeatable."),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do the runs again that ended in an error.")
     ] = False,
@@ -71,20 +76,22 @@ def run(
     """Do the runs of a plan that are not done yet; killed, the same command goes on where it was."""
     from calibrune.study.estimate import outlook
     from calibrune.study.judgement import outlook_text
-    from calibrune.study.reading import read_plan
+    from calibrune.study.reading import read_plan, read_selection
     from calibrune.study.runner import run_study
     from calibrune.study.tracking import tracker_of
 
     read = read_plan(plan, settings or ())
+    selection = read_selection(read, only or ())
     tracker = None if track is None else tracker_of(track)
     if dry_run:
         read.check(data)
-        found = outlook(read) | {"seeds": outlook_text(read)}
+        found = outlook(read, read.chosen(selection)) | {"seeds": outlook_text(read)}
         return print_json(found) if as_json else say(_outlook_text(found))
     executor = _executor(ray, per_run, data, device, trust_remote_code)
     found = run_study(
         read,
         _folder(read, out),
+        only=selection,
         data=data,
         device=device,
         retry_failed=retry_failed,

@@ -64,27 +64,28 @@ class Size:
         return EFFICIENCY * operations_per_second(self.width, getattr(torch, self.dtype), device_of("auto"))
 
 
-def outlook(plan: StudyPlan) -> dict[str, Any]:
-    """What a plan consists of, what of it is shared, and what it will take; a model need not be at hand.
+def outlook(plan: StudyPlan, specs: Sequence[RunSpec] | None = None) -> dict[str, Any]:
+    """What a plan consists of, or these runs of it, what of it is shared, and what it will take.
 
-    Estimates are None where a model's configuration is not to be had.
+    A model need not be at hand. Estimates are None where a model's configuration is not to be had.
     """
-    sizes = {model: _size(model) for model in plan.models}
+    runs = plan.runs if specs is None else specs
+    sizes = {model: _size(model) for model in dict.fromkeys(spec.model for spec in runs)}
     speeds = {model: 0.0 if size is None else size.operations_per_second() for model, size in sizes.items()}
-    seconds = [_seconds(spec, sizes[spec.model], speeds[spec.model]) for spec in plan.runs]
-    generated = {_drawn_from(spec) for spec in plan.runs if _is_written(spec)}
+    seconds = [_seconds(spec, sizes[spec.model], speeds[spec.model]) for spec in runs]
+    generated = {_drawn_from(spec) for spec in runs if _is_written(spec)}
     tokens = [(_written(recipe), model) for model, recipe, _ in generated if recipe]
     writing = [GENERATION * 2 * size.parameters * n / speeds[model] for n, model in tokens if (size := sizes[model])]
     known = all(sizes.values())
     return {
         "study": plan.name,
         "title": plan.title,
-        "runs": [{"id": spec.id, "run": str(spec)} for spec in plan.runs],
-        "shared": _shared(plan.runs, len(generated)),
+        "runs": [{"id": spec.id, "run": str(spec)} for spec in runs],
+        "shared": _shared(runs, len(generated)),
         "estimate": {
             "seconds": sum([*filter(None, seconds), *writing]) if known else None,
-            "memory_bytes": max(map(_memory, plan.runs, [sizes[s.model] for s in plan.runs])) if known else None,
-            "disk_bytes": len(plan.runs) * ROW_BYTES + BYTES_PER_TOKEN * sum(n for n, _ in tokens),
+            "memory_bytes": max(map(_memory, runs, [sizes[s.model] for s in runs])) if known else None,
+            "disk_bytes": len(runs) * ROW_BYTES + BYTES_PER_TOKEN * sum(n for n, _ in tokens),
             "basis": BASIS,
         },
         "models": {model.name: size and asdict(size) for model, size in sizes.items()},

@@ -36,11 +36,11 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Exclusion:
-    """Runs of which all of this is true are left out."""
+class Selection:
+    """Runs of which all of this is true."""
 
     where: str
-    """File and line."""
+    """File and line, or what it was said with."""
     values: Mapping[str, tuple[str, ...]]
 
     def matches(self, said: Mapping[str, set[str]]) -> bool:
@@ -60,7 +60,8 @@ class StudyPlan:
     about: str = ""
     batch_tokens: int = BATCH_TOKENS
     min_expert_tokens: int = MIN_EXPERT_TOKENS
-    exclude: tuple[Exclusion, ...] = ()
+    exclude: tuple[Selection, ...] = ()
+    """Runs that are left out."""
     baseline: str | None = None
     """The calibration that all others are compared with; None: each with each."""
     margin: float = MARGIN
@@ -99,6 +100,20 @@ class StudyPlan:
         if len(found) == len(self.models) and self.exclude:
             raise placed(self.exclude[-1].where, ConfigError("every run is left out but the dense one; see --dry-run"))
         return tuple(found)
+
+    def chosen(self, only: Selection | None) -> tuple[RunSpec, ...]:
+        """The runs that a selection is of, and the dense ones that they are compared with; None: all.
+
+        Raises:
+            ConfigError: no run is like this.
+        """
+        if only is None:
+            return self.runs
+        pruned = {spec for spec in self.runs if spec.pruner and only.matches(what_it_says(spec))}
+        if not pruned:
+            raise ConfigError(f"{only.where}: no run of {self.name} is all of this; see --dry-run")
+        models = {spec.model for spec in pruned}
+        return tuple(spec for spec in self.runs if spec in pruned or (not spec.pruner and spec.model in models))
 
     def check(self, data: Path | None, *, fetch: bool = False) -> None:
         """Raise a `CalibruneError` for all that can be known without a model; what is on the hub only if `fetch`."""

@@ -21,7 +21,7 @@ from calibrune.proxies import PROXIES
 from calibrune.proxies.compare import proxy_of
 from calibrune.prune import MIN_EXPERT_TOKENS
 from calibrune.settings import MOST, nearest
-from calibrune.study.plan import MARGIN, Exclusion, Grid, StudyPlan
+from calibrune.study.plan import MARGIN, Grid, Selection, StudyPlan, what_it_says
 from calibrune.study.plan_file import Place, PlanFile, overridden, read_plan_file
 from calibrune.study.spec import Evaluation, Model, Recipe, allocator_of, pruner_of, render
 
@@ -78,6 +78,35 @@ def read_plan(path: Path | str, settings: Sequence[str] = ()) -> StudyPlan:
     with file.at("exclude" if "exclude" in file.values else "pruners"):
         _ = plan.runs
     return plan
+
+
+def read_selection(plan: StudyPlan, given: Sequence[str]) -> Selection | None:
+    """Which runs of a plan are meant; None: all.
+
+    Args:
+        plan: whose runs.
+        given: what is true of them: "pruner=sparsegpt,dsnot", "seed=8,9", in the words of `exclude`.
+
+    Raises:
+        ConfigError: a word or a value that no run of the plan has.
+    """
+    if not given:
+        return None
+    said: dict[str, set[str]] = {}
+    for spec in filter(lambda spec: spec.pruner, plan.runs):  # a dense run says nothing of itself
+        for name, found in what_it_says(spec).items():
+            said.setdefault(name, set()).update(found)
+    values: dict[str, tuple[str, ...]] = {}
+    for one in given:
+        name, _, several = one.partition("=")
+        with PlanFile({}, {(): f"--only {one}"}).at():
+            if name not in said:
+                raise ConfigError(f"no run of {plan.name} has a {name!r}{nearest(name, list(said))}")
+            wanted = [str(parse_target(value)) if name == "pattern" else value for value in several.split(",")]
+            if (odd := next((value for value in wanted if value not in said[name]), None)) is not None:
+                raise ConfigError(f"no run of {plan.name} has the {name} {odd!r}{nearest(odd, sorted(said[name]))}")
+        values[name] = (*values.get(name, ()), *wanted)
+    return Selection(" ".join(f"--only {one}" for one in given), values)
 
 
 def _grids(file: PlanFile) -> Iterator[Grid]:
@@ -263,7 +292,7 @@ def _proxies(file: PlanFile) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _exclusions(file: PlanFile) -> Iterator[Exclusion]:
+def _exclusions(file: PlanFile) -> Iterator[Selection]:
     if "exclude" not in file.values:
         return
     for i, given in enumerate(file.sequence(file.values["exclude"], "exclude")):
@@ -280,7 +309,7 @@ def _exclusions(file: PlanFile) -> Iterator[Exclusion]:
         if "pattern" in values:
             with file.at("exclude", i, "pattern"):
                 values["pattern"] = tuple(str(parse_target(one)) for one in values["pattern"])
-        yield Exclusion(file.where("exclude", i), values)
+        yield Selection(file.where("exclude", i), values)
 
 
 def _margin(file: PlanFile) -> float:

@@ -13,7 +13,7 @@ from calibrune.durable import write_whole
 from calibrune.errors import CalibruneError, ConfigError, OutputError
 from calibrune.settings import UNREADABLE_YAML
 from calibrune.study.execution import Executor, InProcess
-from calibrune.study.plan import StudyPlan, as_yaml
+from calibrune.study.plan import Selection, StudyPlan, as_yaml
 from calibrune.study.results import Results
 from calibrune.study.spec import RunSpec
 from calibrune.study.tracking import Tracker, Tracking
@@ -28,6 +28,7 @@ def run_study(
     plan: StudyPlan,
     out: Path,
     *,
+    only: Selection | None = None,
     data: Path | None = None,
     device: str = "auto",
     retry_failed: bool = False,
@@ -43,6 +44,7 @@ def run_study(
     Args:
         plan: what to do; a plan that grew since (more seeds, more sources) does what is new.
         out: the study's folder.
+        only: do these of its runs, and the dense ones; None: all.
         data: the folder with the files that the plan names.
         device: as for `load_model`.
         retry_failed: do the runs again whose last row is an error.
@@ -56,6 +58,7 @@ def run_study(
         CalibruneError: a model, a source or a text cannot be read; nothing was done with that model.
     """
     plan.check(data, fetch=True)
+    chosen = plan.chosen(only)
     results = Results(out)
     with results.lock():
         _check_folder(plan, out)
@@ -63,7 +66,7 @@ def run_study(
         executor = executor or InProcess(data, device, trust_remote_code)
         latest = results.latest()
         tracking = None if tracker is None else Tracking(tracker, plan.name, results)
-        clock = _TimeLeft(plan.runs, latest)
+        clock = _TimeLeft(chosen, latest)
 
         def keep(row: Mapping[str, Any], record: Mapping[str, Any] | None) -> None:
             results.append(row, record)
@@ -71,7 +74,9 @@ def run_study(
                 tracking.note(row)
 
         for model in plan.models:
-            mine = [spec for spec in plan.runs if spec.model == model]
+            mine = [spec for spec in chosen if spec.model == model]
+            if not mine:
+                continue
             try:
                 pinned = executor.pin(mine)
             except CalibruneError as error:
