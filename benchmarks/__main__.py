@@ -20,6 +20,7 @@ from benchmarks import (
     scaling,
     solve,
     startup,
+    vocabulary,
     whole,
 )
 from benchmarks.rows import save
@@ -41,6 +42,7 @@ MEASUREMENTS = {
     "scaling": scaling.measure,
     "solve": solve.measure,
     "startup": startup.measure,
+    "vocabulary": vocabulary.measure,
     "whole": whole.measure,
     **{name: partial(methods.measure, name) for name in methods.PLANS},
 }

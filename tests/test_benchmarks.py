@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # benchmarks/ is a package beside tests/
 
 from benchmarks import __main__ as suite  # noqa: E402
-from benchmarks import engine, grid, memory, narrow, scaling, solve, turns  # noqa: E402
+from benchmarks import engine, grid, memory, narrow, scaling, solve, turns, vocabulary  # noqa: E402
 
 
 def is_whole(row: dict) -> bool:
@@ -79,6 +79,13 @@ def test_narrow_numbers_are_measured_both_ways_where_the_processor_has_none(monk
     monkeypatch.setattr(narrow.inference, "runs_well", lambda *_: True)
     assert list(narrow.measure(lm)) == []
     assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_scores_are_measured_in_pieces_and_at_once():
+    (row,) = vocabulary.measure([tiny_lm()], repeats=1)
+    assert is_whole(row)
+    assert row["name"].endswith("96 words")
+    assert row["ratio"] > 0
 
 
 def test_a_pass_is_measured_with_its_parts():

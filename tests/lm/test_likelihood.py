@@ -23,8 +23,16 @@ from transformers import (
 )
 
 from calibrune.errors import ConfigError
+from calibrune.evaluation.agreement import kl_and_top1
 from calibrune.lm import likelihood
-from calibrune.lm.likelihood import batch_by_length, text_log_likelihoods, token_log_likelihoods
+from calibrune.lm.likelihood import (
+    batch_by_length,
+    compare_logits,
+    target_log_likelihoods,
+    text_log_likelihoods,
+    token_log_likelihoods,
+    token_moments,
+)
 
 VOCAB = 97
 SIZES = {
@@ -84,6 +92,30 @@ def test_the_head_never_holds_more_logits_than_allowed_and_the_body_runs_once(ki
     assert max(sizes) <= VOCAB * positions
     assert sum(sizes) == 3 * 16 * VOCAB
     assert len(bodies_run) == (2 if positions == 2 else 1)  # 3 sequences do not fit in 2 positions
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 5, 1000])
+def test_how_much_is_summed_up_at_a_time_changes_nothing(tokens, dtype, monkeypatch):
+    model, input_ids = tiny("llama").to(dtype), ids(3, 17)
+    places, seen = torch.tensor([[0, 3], [2, 4], [1, 15]]), []
+
+    def compare(one, other):
+        seen.append(max(one.numel(), other.numel()))
+        return kl_and_top1(one, other)
+
+    def scored():
+        moments = token_moments(model, input_ids)
+        asked = target_log_likelihoods(model, {"input_ids": input_ids}, places, [(0, 5), (1, 5), (1, 7), (2, 0)])
+        compared = compare_logits(model, tiny("gemma3").to(dtype), input_ids, compare)
+        return token_log_likelihoods(model, input_ids), moments, *asked, compared
+
+    at_once = scored()
+    monkeypatch.setattr(likelihood, "PIECE_BYTES", 4 * VOCAB * tokens)
+    seen.clear()
+    for one, whole in zip(scored(), at_once, strict=True):
+        torch.testing.assert_close(one, whole, atol=0, rtol=0)
+    assert max(seen) == VOCAB * min(tokens, 3 * 16)
 
 
 def test_the_model_is_left_as_it_was_found():

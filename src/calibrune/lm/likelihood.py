@@ -24,13 +24,15 @@ from calibrune.progress import progress_bar
 
 LOGITS_BYTES = 64 * 2**20
 """Logits held at a time, in bytes of float32, unless told otherwise."""
-
+PIECE_BYTES = 8 * 2**20
+"""Of them, how much is summed up at a time on a processor: a temporary tensor of this size is memory that was used just
+before, a larger one is new memory from the system, which takes longer than the sums."""
 
 _SCORING = threading.RLock()
 """Held while a model is scored, for that changes it: other threads wait."""
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
-"""Logits [batch, seq, vocab] and targets [batch, seq] in; a number or a few for each position out."""
+"""Logits [tokens, vocab] in float32 and targets [tokens] in; a number or a few for each token out."""
 
 
 def token_log_likelihoods(
@@ -152,9 +154,9 @@ def target_log_likelihoods(
         for start, logits in logits_at(model, inputs, rows, columns, size):
             here = (asked >= start) & (asked < start + len(logits))
             index, token = asked[here] - start, tokens[here]
-            logits = logits.float()
-            scores.append(logits[index, token] - logits.logsumexp(-1)[index])
-            likeliest.append(logits.argmax(-1)[index] == token)
+            sums, best = (torch.cat(of) for of in zip(*map(_sum_and_best, _in_pieces(logits)), strict=True))
+            scores.append(logits[index, token].float() - sums[index])
+            likeliest.append(best[index] == token)
     return torch.cat(scores).cpu(), torch.cat(likeliest).cpu()
 
 
@@ -222,7 +224,8 @@ def compare_logits(
             for one in (first, second)
         ]
         for (_, a), (_, b) in zip(*portions, strict=True):
-            values.append(compare(a.float(), b.to(first.device).float()).cpu())
+            pieces = zip(_in_pieces(a), _in_pieces(b.to(first.device)), strict=True)
+            values += [compare(one.float(), other.float()).cpu() for one, other in pieces]
     return torch.cat(values).view(batch, seq - 1, -1)
 
 
@@ -255,7 +258,7 @@ def _in_chunks(
     chunks = torch.split(positions, max(1, positions_at_a_time // len(input_ids)))
 
     def score(chunk: Int[Tensor, "seq"]) -> Float[Tensor, "batch seq *values"]:
-        return reduce(_logits(model, input_ids, logits_to_keep=chunk), input_ids[:, chunk + 1])
+        return _reduced(_logits(model, input_ids, logits_to_keep=chunk), input_ids[:, chunk + 1], reduce)
 
     with _recording(_bodies(model)) as recorded:
         first = score(chunks[0])
@@ -268,7 +271,7 @@ def _in_chunks(
 def _one_by_one(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch seq"], reduce: Reduction
 ) -> Float[Tensor, "batch seq-1 *values"]:
-    return torch.cat([reduce(_logits(model, ids)[:, :-1], ids[:, 1:]) for ids in torch.split(input_ids, 1)])
+    return torch.cat([_reduced(_logits(model, ids)[:, :-1], ids[:, 1:], reduce) for ids in torch.split(input_ids, 1)])
 
 
 def _logits(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Float[Tensor, "batch seq vocab"]:
@@ -276,19 +279,32 @@ def _logits(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Floa
     return logits
 
 
-def _of_targets(
-    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch seq"]:
-    logits = logits.float()
-    chosen = logits.gather(-1, targets.to(logits.device)[..., None]).squeeze(-1)
-    return chosen - logits.logsumexp(dim=-1)
+def _in_pieces(logits: Float[Tensor, "tokens vocab"]) -> Sequence[Float[Tensor, "_ vocab"]]:
+    """The logits, `PIECE_BYTES` of float32 at a time on a processor; an accelerator takes them all at once."""
+    whole = logits.device.type != "cpu" or not len(logits)
+    return [logits] if whole else torch.split(logits, max(1, PIECE_BYTES // (4 * logits.shape[-1])))
 
 
-def _with_moments(
-    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch seq 3"]:
-    log_p = logits.float().log_softmax(dim=-1)
-    chosen = log_p.gather(-1, targets.to(logits.device)[..., None]).squeeze(-1)
+def _sum_and_best(logits: Float[Tensor, "tokens vocab"]) -> tuple[Float[Tensor, "tokens"], Int[Tensor, "tokens"]]:
+    return logits.float().logsumexp(-1), logits.argmax(-1)
+
+
+def _reduced(
+    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"], reduce: Reduction
+) -> Float[Tensor, "batch seq *values"]:
+    pieces = _in_pieces(logits.flatten(0, 1))
+    asked = torch.split(targets.to(logits.device).flatten(), [len(piece) for piece in pieces])
+    values = torch.cat([reduce(piece.float(), one) for piece, one in zip(pieces, asked, strict=True)])
+    return values.view(*targets.shape, *values.shape[1:])
+
+
+def _of_targets(logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+
+
+def _with_moments(logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens 3"]:
+    log_p = logits.log_softmax(dim=-1)
+    chosen = log_p.gather(-1, targets[:, None]).squeeze(-1)
     p = log_p.exp()
     # a token that cannot come has log p of -inf and weighs nothing
     log_p = log_p.masked_fill(p == 0, 0.0)
