@@ -24,6 +24,7 @@ FRESH = {
 AGAINST = {"selfgen": "the study's recipe", "c4": "C4", "instructions-half-c4": "half real instructions, half C4"}
 HALF_CHATS = "Half chats that the model writes, half C4, is better than"
 FRESHLY = "by draws that did not choose it"
+RECIPE = "The study's recipe is better than C4, on texts of other kinds (asked when the rows had been seen)"
 ALL_FOUR = "four texts of other kinds, KL"
 
 
@@ -42,9 +43,19 @@ def fresh_claims() -> Judged:
         title = SMOLLM2.title
         answers = judge({f"{title}, 60%, {text}": values for text, values in sums.items()}, "lower", plan.margin)
         found.append((claim, answers))
+    plan, cells = study("smollm2-fresh")
+    sums = {
+        f"{called}, {DIVERGENCE}": _differences(cells, "c4", [f"{file}, {DIVERGENCE}"], "selfgen")
+        for file, called in FRESH.items()
+    }
+    sums |= {ALL_FOUR: _differences(cells, "c4", [f"{file}, {DIVERGENCE}" for file in FRESH], "selfgen")}
+    claim = Claim(RECIPE, {}, headline=RECIPE)
+    found.append(
+        (claim, judge({f"{SMOLLM2.title}, 60%, {text}": values for text, values in sums.items()}, "lower", plan.margin))
+    )
     return [(claim, answers) for claim, answers in found if answers]
 
 
-def _differences(cells: Cells, other: str, texts: Sequence[str]) -> list[float]:
-    terms = less(CHATS, other, How("wanda", "60%", "dense"), {SMOLLM2.model: texts})
+def _differences(cells: Cells, other: str, texts: Sequence[str], one: str = CHATS) -> list[float]:
+    terms = less(one, other, How("wanda", "60%", "dense"), {SMOLLM2.model: texts})
     return [value for seed, value in cells.by_seed(terms).items() if seed not in CHOSE]

@@ -94,12 +94,10 @@ def asked_of(about: Asked, ways: Sequence[How] = WAYS) -> list[Claim]:
             found = [term for how in among for term in less(one, other, how, {model: of_texts})]
             return [term._replace(weight=term.weight / len(among)) for term in found]
 
-        by_text = {text: average(AVERAGED, [text]) for text in texts}
-        if texts == TEXTS:
-            by_text["both texts"] = average(AVERAGED, texts)
-            by_text["both texts, without SparseGPT"] = average(
-                [how for how in AVERAGED if how.pruner != "sparsegpt"], texts
-            )
+        asked_on = {text: [text] for text in texts} | ({"both texts": texts} if texts == TEXTS else {})
+        others = [how for how in AVERAGED if how.pruner != "sparsegpt"]
+        by_text = {text: average(AVERAGED, of_texts) for text, of_texts in asked_on.items()}
+        by_text |= {f"{text}, without SparseGPT": average(others, of_texts) for text, of_texts in asked_on.items()}
         return {f"{about.head}, {text}": terms for text, terms in by_text.items()}
 
     def asked(says: str, one: str, other: str, headline: str = "") -> list[Claim]:

@@ -231,7 +231,8 @@ def _verdict(asks: str, estimate: Estimate, differs: bool, is_same: bool, margin
         return "holds, by less than the margin" if is_same else "holds"
     if is_same and not differs:
         return SAME
-    return "does not hold here" if differs else "cannot be told"
+    against = "does not hold here, by less than the margin" if is_same else "does not hold here"
+    return against if differs else "cannot be told"
 
 
 def _overlaps(estimate: Estimate, margin: float) -> bool:
