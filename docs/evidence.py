@@ -84,10 +84,13 @@ def claims_table(claims: Judged) -> str:
     rows = []
     for claim, found in claims:
         typical = max(found, key=lambda one: abs(one.estimate.value))
-        counts = sorted({one.estimate.n for one in found})
-        seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        rows.append([claim.says, overall(claim, found), f"{typical.name}: {told(typical)}", seeds])
+        rows.append([claim.says, overall(claim, found), f"{typical.name}: {told(typical)}", _seeds(found)])
     return table(["claim", "verdict", "where it is largest", "seeds"], rows)
+
+
+def _seeds(found: Sequence[Answer]) -> str:
+    counts = sorted({one.estimate.n for one in found})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def sources_table() -> str:
@@ -264,8 +267,8 @@ def headline_table() -> str:
             if claim.headline:
                 ends = sorted(found, key=lambda one: one.estimate.value)
                 said = " to ".join(f"{told(one)} ({_short(one, model)})" for one in (ends[:1] + ends[-1:])[: len(ends)])
-                rows.append([claim.headline, model, overall(claim, found), said])
-    return table(["claim", "on", "verdict", "difference, with 95% interval"], rows)
+                rows.append([claim.headline, model, overall(claim, found), said, _seeds(found)])
+    return table(["claim", "on", "verdict", "difference, with 95% interval: lowest to highest", "seeds"], rows)
 
 
 def _short(one: Answer, model: str) -> str:
