@@ -30,32 +30,29 @@ ALL_FOUR = "four texts of other kinds, KL"
 
 def fresh_claims() -> Judged:
     """Those of which something is known; the sums that chose it, by fresh draws, are beside those that did not."""
-    found = []
+    plan = study("smollm2-fresh")[0]
+    asked = []
     for other, called in AGAINST.items():
         sums: dict[str, list[float]] = {}
         for name in ("smollm2", "smollm2-tasks"):
-            sums |= {text: _differences(study(name)[1], other, [text]) for text in REAL[name].texts}
-        plan, cells = study("smollm2-fresh")
-        by_text = {f"{file}, {DIVERGENCE}": f"{called}, {DIVERGENCE}" for file, called in FRESH.items()}
-        sums |= {called: _differences(cells, other, [text]) for text, called in by_text.items()}
-        sums |= {ALL_FOUR: _differences(cells, other, list(by_text))}
-        claim = Claim(f"{HALF_CHATS} {called}, {FRESHLY}", {}, headline=f"{HALF_CHATS} {called}, {FRESHLY}")
-        title = SMOLLM2.title
-        answers = judge({f"{title}, 60%, {text}": values for text, values in sums.items()}, "lower", plan.margin)
-        found.append((claim, answers))
-    plan, cells = study("smollm2-fresh")
-    sums = {
-        f"{called}, {DIVERGENCE}": _differences(cells, "c4", [f"{file}, {DIVERGENCE}"], "selfgen")
-        for file, called in FRESH.items()
-    }
-    sums |= {ALL_FOUR: _differences(cells, "c4", [f"{file}, {DIVERGENCE}" for file in FRESH], "selfgen")}
-    claim = Claim(RECIPE, {}, headline=RECIPE)
-    found.append(
-        (claim, judge({f"{SMOLLM2.title}, 60%, {text}": values for text, values in sums.items()}, "lower", plan.margin))
-    )
+            sums |= {text: _differences(study(name)[1], CHATS, other, [text]) for text in REAL[name].texts}
+        asked.append((f"{HALF_CHATS} {called}, {FRESHLY}", sums | _on_fresh_texts(CHATS, other)))
+    asked.append((RECIPE, _on_fresh_texts("selfgen", "c4")))
+    found = []
+    for says, sums in asked:
+        named = {f"{SMOLLM2.title}, 60%, {text}": values for text, values in sums.items()}
+        found.append((Claim(says, {}, headline=says), judge(named, "lower", plan.margin)))
     return [(claim, answers) for claim, answers in found if answers]
 
 
-def _differences(cells: Cells, other: str, texts: Sequence[str], one: str = CHATS) -> list[float]:
+def _on_fresh_texts(one: str, other: str) -> dict[str, list[float]]:
+    """On each, and on average."""
+    _, cells = study("smollm2-fresh")
+    by_text = {f"{file}, {DIVERGENCE}": f"{called}, {DIVERGENCE}" for file, called in FRESH.items()}
+    sums = {called: _differences(cells, one, other, [text]) for text, called in by_text.items()}
+    return sums | {ALL_FOUR: _differences(cells, one, other, list(by_text))}
+
+
+def _differences(cells: Cells, one: str, other: str, texts: Sequence[str]) -> list[float]:
     terms = less(one, other, How("wanda", "60%", "dense"), {SMOLLM2.model: texts})
     return [value for seed, value in cells.by_seed(terms).items() if seed not in CHOSE]
