@@ -114,5 +114,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is that of an allocation that failed, whoever raised it: Python, torch, CUDA, the system."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(
-        words in said for words in ("out of memory", "allocate memory", "bad alloc", "bad_alloc")
+        words in said
+        for words in ("out of memory", "allocate memory", "bad alloc", "bad_alloc", "can't start new thread")
     )

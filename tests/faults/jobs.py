@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +107,32 @@ def without_times(value: Any) -> Any:
     return [without_times(one) for one in value] if isinstance(value, list) else value
 
 
-def differences(found: Any, expected: Any, place: str = "") -> list[str]:
-    """Where two results differ, and how: for people."""
+def differences(found: Any, expected: Any, place: str = "", rounding: float = 0.0) -> list[str]:
+    """Where two results differ, by more than such a share of a number, and how: for people."""
     if isinstance(found, dict) and isinstance(expected, dict):
         names = sorted({*found, *expected}, key=str)
         return [
             line
             for name in names
-            for line in differences(found.get(name, "nothing"), expected.get(name, "nothing"), f"{place} > {name}")
+            for line in differences(
+                found.get(name, "nothing"), expected.get(name, "nothing"), f"{place} > {name}", rounding
+            )
         ]
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
         pairs = enumerate(zip(found, expected, strict=True))
-        return [line for i, (a, b) in pairs for line in differences(a, b, f"{place} > {i}")]
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{place} > {i}", rounding)]
+    if isinstance(found, float) and isinstance(expected, float) and isclose(found, expected, rel_tol=rounding):
+        return []
     return [] if found == expected else [f"{place}: {str(found)[:200]} and not {str(expected)[:200]}"]
 
 
-def check_same(job: Job, folder: Path, expected: dict[str, Any]) -> None:
+def check_same(job: Job, folder: Path, expected: dict[str, Any], rounding: float = 0.0) -> None:
     """A job has made what it makes undisturbed; of a study, whatever came of runs that were done again."""
     found = result(folder / job.makes)
     if job.name == "study run":
         found["out/results.jsonl"], expected = latest(folder), {**expected}
         expected["out/results.jsonl"] = {row["id"]: row for row in expected["out/results.jsonl"]}
-    assert not differences(found, expected)
+    assert not differences(found, expected, rounding=rounding)
 
 
 def latest(folder: Path) -> dict[str, Any]:
@@ -143,15 +148,16 @@ def _content(file: Path) -> Any:
     return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
 
 
-def check_nothing_false(job: Job, folder: Path, expected: dict[str, Any]) -> None:
+def check_nothing_false(job: Job, folder: Path, expected: dict[str, Any], rounding: float = 0.0) -> None:
     """What a run left under the name of its result is the whole result; of a study, whole rows and their records."""
     path = folder / job.makes
     if job.name != "study run":
-        assert not path.exists() or not differences(result(path), expected), f"{path} looks whole and is not"
+        wrong = differences(result(path), expected, rounding=rounding) if path.exists() else []
+        assert not wrong, f"{path} looks whole and is not: {wrong}"
         return
     whole = expected["out/results.jsonl"]
     there = rows(path)
-    assert there == whole[: len(there)]
+    assert not differences(there, whole[: len(there)], rounding=rounding)
     for row in there:
         name = f"out/runs/{row['key']}.json"
-        assert _content(folder / name) == expected[name]
+        assert not differences(_content(folder / name), expected[name], rounding=rounding)

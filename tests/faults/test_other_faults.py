@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 EACH = max(1, int(os.environ.get("CALIBRUNE_KILLS", "210")) // 40)
 ENDED_BY_THE_LIBRARY = -signal.SIGABRT
 """What Rust does where an allocation fails."""
+ROUNDING = 1e-6
+"""A library of the processor's that is refused memory for its own kernels takes others, which round differently."""
 
 
 @pytest.fixture(params=JOBS, ids=lambda job: job.name)
@@ -34,17 +36,17 @@ def told(ended, *, crash=False) -> bool:
     return True
 
 
-def again(job, forge, folder, expected):
+def again(job, forge, folder, expected, rounding=0.0):
     """The same command, undisturbed; of a study, with the runs that failed."""
     ended = forge.run(job.arguments, folder)
     if job.name == "study run" and ended.status == 1:
         assert "--retry-failed" in ended.out
         ended = forge.run((*job.arguments, "--retry-failed"), folder)
     assert ended.status == 0 or "already holds" in ended.err, ended.err
-    check_same(job, folder, expected)
+    check_same(job, folder, expected, rounding)
 
 
-def suffer(job, place, forge, undisturbed, record_property, faults, crash=False, **always):
+def suffer(job, place, forge, undisturbed, record_property, faults, crash=False, rounding=0.0, **always):
     """Run the job once with each fault, and then without."""
     expected, _, _, names = undisturbed(job)
     met = 0
@@ -53,8 +55,8 @@ def suffer(job, place, forge, undisturbed, record_property, faults, crash=False,
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         met += told(forge.run(job.arguments, folder, **fault, **always), crash=crash)
-        check_nothing_false(job, folder, expected)
-        again(job, forge, folder, expected)
+        check_nothing_false(job, folder, expected, rounding)
+        again(job, forge, folder, expected, rounding)
         assert {path.name for path in folder.iterdir()} <= {*names, "cache"}
     record_property("faults", met)
     return met
@@ -72,7 +74,7 @@ def test_memory_that_is_refused(job, place, forge, undisturbed, record_property)
     chance = random.Random(f"memory, {job.name}")
     faults = [{"fail": ("allocation", int(10 ** chance.uniform(0, 3.3)))} for _ in range(EACH)]
     faults += [{"limits": {"memory": chance.randrange(1 << 20, 48 << 20)}} for _ in range(EACH // 2)]
-    assert suffer(job, place, forge, undisturbed, record_property, faults, crash=True) > 0
+    assert suffer(job, place, forge, undisturbed, record_property, faults, crash=True, rounding=ROUNDING) > 0
 
 
 def test_no_right_to_write(job, place, forge, undisturbed, record_property):
