@@ -1,7 +1,8 @@
 """What the studies show, claim by claim, from the rows in results/: the tables of docs/evidence.md.
 
 `python docs/evidence.py --collect studies/known-pretraining` adds a study's finished rows to `results/`, and
-`--restore studies/known-pretraining` puts them back, so that `calibrune study run` goes on where they end.
+`--restore studies/known-pretraining` puts them back, so that `calibrune study run` goes on where they end;
+`--compare studies/known-pretraining` says how far rows that were made again are from the committed ones.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from evidence_rows import (  # noqa: E402
     Judged,
     answers,
     collect,
+    compared,
     judged,
     least,
     of_models,
@@ -281,8 +283,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="The committed rows of studies, and what they say.")
     parser.add_argument("--collect", type=Path, metavar="STUDY", help="add this study's finished rows to results/")
     parser.add_argument("--restore", type=Path, metavar="STUDY", help="put the committed rows into this study's folder")
+    parser.add_argument("--compare", type=Path, metavar="STUDY", help="how far rows made again are from the committed")
     given = parser.parse_args(arguments)
-    if given.collect:
+    if given.compare:
+        print(compared(given.compare))
+    elif given.collect:
         print(collect(given.collect))
     elif given.restore:
         print(f"{restore(given.restore)} rows restored to {given.restore}")

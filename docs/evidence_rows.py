@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import exp, log
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import yaml
@@ -105,6 +105,25 @@ def restore(folder: Path, results: Path = RESULTS) -> int:
         for row in new:
             own.append(row)
     return len(new)
+
+
+def compared(folder: Path, results: Path = RESULTS) -> str:
+    """How far the rows that were made again in this study are from the committed ones: percent of each measure."""
+    name = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["name"]
+    committed = {row["id"]: row for row in CommittedRows(results / f"{name}.jsonl").rows()}
+    apart: dict[tuple[str, str, str], list[float]] = {}
+    for row in Results(folder).rows():
+        if row["status"] != "done" or _was_put_back(row) or row["id"] not in committed:
+            continue
+        old = committed[row["id"]]
+        for one, other in zip(row["scores"], old["scores"], strict=True):
+            what = _name(old["run"].get("calibration")) or "no data", one["dataset"], one["metric"]
+            apart.setdefault(what, []).append(100 * (one["value"] / other["value"] - 1))
+    rows = [
+        [*what, str(len(found)), f"{mean(found):+.2f}%", f"{max(found, key=abs):+.2f}%"]
+        for what, found in sorted(apart.items())
+    ]
+    return table(["calibration", "measured on", "measure", "rows", "mean difference", "largest"], rows)
 
 
 def _was_put_back(row: Mapping[str, Any]) -> bool:

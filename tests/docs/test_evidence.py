@@ -155,6 +155,28 @@ def test_rows_are_collected_added_to_and_restored(plan, tmp_path):
     ]
 
 
+def test_rows_that_were_made_again_are_held_against_the_committed_ones(plan, tmp_path):
+    def made(folder, factor):
+        folder.mkdir(parents=True)
+        (folder / "plan.yaml").write_text("name: known-pretraining\n")
+        for run in plan.runs[:3]:
+            row, chance = row_of(run, random.Random(1)), random.Random(2)
+            scores = [score | {"value": chance.uniform(20, 30) * factor} for score in row["scores"]]
+            Results(folder).append(row | {"scores": scores})
+        return folder
+
+    first, results = made(tmp_path / "first" / "known-pretraining", 1.0), tmp_path / "results"
+    evidence.collect(first, results)
+    cells = [line.split(" | ") for line in rows.compared(made(tmp_path / "second", 1.02), results).splitlines()[2:]]
+    assert {(mean_of, largest) for *_, mean_of, largest in cells} == {("+2.00%", "+2.00% |")}
+    assert sum(int(one[3]) for one in cells) == sum(len(row["scores"]) for row in Results(first).rows())
+    # of what was only put back there is nothing to say
+    again = tmp_path / "again" / "known-pretraining"
+    assert evidence.restore(again, results) == 3
+    (again / "plan.yaml").write_text("name: known-pretraining\n")
+    assert "+" not in rows.compared(again, results)
+
+
 RECIPES = {"temperature:temperature=1.0": -0.03, "random": 0.1, "quarter-c4": 0.0}
 """What was put into the made-up rows of the ablations, beside the study's recipe."""
 

@@ -64,4 +64,5 @@ def test_every_command_of_a_page_is_one_that_the_command_line_takes(page):
         while hasattr(command, "commands"):
             name, *arguments = arguments
             command, path = command.commands[name], f"{path} {name}"
-        command.make_context(path, arguments)  # parsed as typed, not run
+        context = command.make_context(path, arguments)  # parsed as typed, not run
+        assert context.command is command

@@ -85,7 +85,9 @@ def test_methods_and_protocols(read, record_property):
         names | st.text(max_size=6),
         st.lists(st.tuples(options, SAID | st.integers()), max_size=3),
     )
-    Cases(1000).run(spec | st.text(max_size=20), read, record_property)
+    cases = Cases(1000)
+    cases.run(spec | st.text(max_size=20), read, record_property)
+    assert 0 < cases.taken < cases.done
 
 
 PLAN = """

@@ -109,7 +109,7 @@ def test_the_runs_that_are_meant_and_the_dense_ones_of_their_models(tmp_path, gi
     [
         (["prunner=wanda"], r"^--only prunner=wanda: no run of plan has a 'prunner'; did you mean 'pruner'\?$"),
         (["pruner=wandaa"], r"^--only pruner=wandaa: no run of plan has the pruner 'wandaa'; did you mean 'wanda'\?$"),
-        (["seed=0,7"], r"no run of plan has the seed '7'"),
+        (["seed=0,7"], r"no run of plan has the seed '7'; choose one of: 0, 1$"),
         (["seed"], r"no run of plan has the seed ''"),
         (["pattern=abc"], r"^--only pattern=abc: cannot read 'abc' as a sparsity"),
         (["pruner=magnitude", "seed=0"], r"^--only pruner=magnitude --only seed=0: no run of plan is all of this"),

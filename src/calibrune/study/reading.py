@@ -95,7 +95,7 @@ def read_selection(plan: StudyPlan, given: Sequence[str]) -> Selection | None:
     said: dict[str, set[str]] = {}
     for spec in filter(lambda spec: spec.pruner, plan.runs):  # a dense run says nothing of itself
         for name, found in what_it_says(spec).items():
-            said.setdefault(name, set()).update(found)
+            said.setdefault(name, set()).update(found - {"None"})
     values: dict[str, tuple[str, ...]] = {}
     for one in given:
         name, _, several = one.partition("=")
